@@ -1,0 +1,35 @@
+# Every target builds the local environment by itself; PYTHON picks the interpreter (>= 3.11).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test test-slow check bench notebooks clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,notebooks]'
+	touch $(READY)
+
+run: $(READY)
+	$(BIN)/jaxstab run selection --preset quick --out runs/selection
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' -q
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/execute.py
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .cache runs

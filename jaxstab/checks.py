@@ -1,0 +1,100 @@
+"""Checks of what a user hands in: before any computation, saying what came and what to do."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns `name` if it is known, else raises a ValueError that names the nearest known one."""
+    known = sorted(known)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+
+
+def check_positive(name: str, value: Any, *, allow_zero: bool = False) -> Any:
+    """Returns a finite positive number unchanged; a traced value passes unchecked."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    low_enough = value >= 0 if allow_zero else value > 0
+    if not (math.isfinite(value) and low_enough):
+        wanted = "finite and not negative" if allow_zero else "finite and positive"
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return value
+
+
+def check_at_least(name: str, value: Any, minimum: int) -> int:
+    """Returns an integer that is at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}: {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def check_batch_size(batch_size: Any, n: int) -> int:
+    """Returns a batch size in 1..n."""
+    check_at_least("batch_size", batch_size, 1)
+    if batch_size > n:
+        raise ValueError(
+            f"batch_size {batch_size} is above the number of examples {n}: "
+            f"sampling is without replacement, so give at most {n} (which is gradient descent)"
+        )
+    return int(batch_size)
+
+
+def data_size(data: Any) -> int:
+    """Returns n, the common leading axis of all leaves of `data`."""
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    if not leaves:
+        raise ValueError("data has no arrays: give a pytree of arrays with a leading axis n")
+    sizes = {}
+    for path, leaf in leaves:
+        name = "data" + jax.tree_util.keystr(path)
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(f"{name} is a scalar: every array of data needs a leading axis n")
+        sizes[name] = jnp.shape(leaf)[0]
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise ValueError(f"the leading axes of data differ ({listed}): all must be n")
+    n = next(iter(sizes.values()))
+    if n == 0:
+        raise ValueError("data is empty: its leading axis has length 0")
+    return n
+
+
+def check_finite(name: str, tree: Any) -> None:
+    """Raises if an array of `tree` holds NaN or infinity; traced arrays pass unchecked."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(
+            jnp.result_type(leaf), jnp.inexact
+        ):
+            continue
+        bad = jnp.size(leaf) - int(jnp.sum(jnp.isfinite(leaf)))
+        if bad:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} holds {bad} values that are NaN or infinite"
+            )
+
+
+def check_params(params: Any) -> None:
+    """Raises unless every leaf of `params` is a floating-point array without NaN."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params has no arrays")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} has dtype {dtype}: parameters must be real "
+                "floating-point arrays; move counters and keys out of params"
+            )
+    check_finite("params", params)
