@@ -1,1 +1,16 @@
-""""""
+"""The experiments of the source papers, by name.
+
+Each module ends in `EXPERIMENT`; `REGISTRY` maps the names to them. To add one, import its
+module below and list it in `_MODULES`.
+"""
+
+from types import ModuleType
+
+from jaxstab.experiments.base import Claim, Context, Experiment, Outcome, execute
+
+# One line per module, in the order of `jaxstab list`.
+_MODULES: tuple[ModuleType, ...] = ()
+
+REGISTRY: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
+
+__all__ = ["REGISTRY", "Claim", "Context", "Experiment", "Outcome", "execute"]
