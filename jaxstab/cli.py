@@ -118,7 +118,7 @@ def command_run(given: argparse.Namespace) -> int:
         for name, value in vars(given).items()
         if name in names
     }
-    settings = experiment.settings(given.preset, **overrides)
+    settings = experiment.settings(given.preset, overrides=overrides)
     out = given.out or Path("runs") / experiment.name
     with Bar(experiment.name) as bar:
         outcome = execute(

@@ -155,7 +155,7 @@ class Experiment:
     run: Callable[[Any, Context], Outcome]
     presets: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, preset: str = "quick", **overrides: Any) -> Any:
+    def settings(self, preset: str = "quick", *, overrides: Mapping[str, Any] | None = None) -> Any:
         """Returns the settings of a preset with some fields replaced.
 
         Raises:
@@ -163,6 +163,7 @@ class Experiment:
         """
         settings = self.presets[check_name("preset", preset, self.presets)]
         names = [f.name for f in dataclasses.fields(settings)]
+        overrides = overrides or {}
         for name in overrides:
             check_name(f"setting of {self.name}", name, names)
         return dataclasses.replace(settings, **overrides)
