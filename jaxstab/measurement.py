@@ -1,0 +1,146 @@
+"""Sharpness and non-uniformity of any model at any point, certified: operators meet solvers."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstab.checks import check_finite, data_size
+from jaxstab.eigen import EigenResult, Interval, lanczos
+from jaxstab.operators import hessian, hessian_variance
+from jaxstab.operators.hessian import Loss, Params, check_problem, total_loss
+
+
+class Measurement(NamedTuple):
+    """What is known of one point θ: everything a stability verdict needs.
+
+    Attributes:
+      sharpness: a = λ_max(H), 1 / step size.
+      nonuniformity: s = √λ_max(Σ), 1 / step size.
+      n: number of examples.
+      loss: L(θ), the mean over examples.
+      gradient_norm: ‖∇L(θ)‖; a minimum has it near zero.
+    """
+
+    sharpness: EigenResult
+    nonuniformity: EigenResult
+    n: int
+    loss: jax.Array
+    gradient_norm: jax.Array
+
+
+def sharpness(
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    key: jax.Array,
+    tol: float = 1e-3,
+    max_matvecs: int = 200,
+    v0: Params | None = None,
+    chunk_size: int | None = None,
+) -> EigenResult:
+    """Returns a = λ_max(H), the largest *algebraic* eigenvalue of the loss's Hessian.
+
+    Args:
+      loss: `loss(params, example) -> scalar` for one example.
+      params: the point θ, a pytree of real floating-point arrays.
+      data: pytree of arrays with a common leading axis n.
+      key: random key of the start vector; the upper end of the interval holds over its draw.
+      tol: relative accuracy asked of the residual and of the interval.
+      max_matvecs: Hessian-vector products that may be spent.
+      v0: warm start, for example the vector of an earlier result.
+      chunk_size: examples differentiated at once.
+
+    Returns:
+      `EigenResult`; `.value` in units of 1 / step size, `.vector` shaped like `params`. Cost:
+      `.matvecs` Hessian-vector products.
+
+    Raises:
+      ValueError, TypeError: see `jaxstab.hessian` and `jaxstab.eigen.lanczos`.
+    """
+    check_finite("data", data)
+    operator = hessian(loss, params, data, chunk_size=chunk_size)
+    solve = lanczos(tol=tol, max_matvecs=max_matvecs)
+    return solve(operator, operator.params, key=key, v0=v0)
+
+
+def nonuniformity(
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    key: jax.Array,
+    method: str = "auto",
+    tol: float = 1e-3,
+    max_matvecs: int = 200,
+    v0: Params | None = None,
+    chunk_size: int | None = None,
+) -> EigenResult:
+    """Returns s = √λ_max(Σ), Σ = (1/n) Σ_i H_i² − H² (Wu, Ma, E 2018, section 3).
+
+    Arguments and errors as for `sharpness`; `method` as for `jaxstab.hessian_variance`. `.value`,
+    `.interval` and `.residual` are those of s (the square root is taken here, with
+    |√λ − √θ| ≈ |λ − θ| / 2√θ); `.matvecs` counts products with Σ.
+    """
+    check_finite("data", data)
+    operator = hessian_variance(loss, params, data, method=method, chunk_size=chunk_size)
+    # A relative error 2 t of λ is a relative error t of s.
+    solve = lanczos(tol=2 * tol, max_matvecs=max_matvecs)
+    return _square_root(solve(operator, operator.params, key=key, v0=v0))
+
+
+def _square_root(result: EigenResult) -> EigenResult:
+    """The result for √λ from the result for λ ≥ 0."""
+    value, lower, upper = (jnp.sqrt(jnp.maximum(x, 0.0)) for x in (result.value, *result.interval))
+    # A residual r of λ moves √λ by at most r / √λ, and by √r where λ vanishes.
+    residual = jnp.where(
+        value > 0, result.residual / jnp.where(value > 0, 2 * value, 1), jnp.sqrt(result.residual)
+    )
+    residual = jnp.minimum(residual, jnp.sqrt(result.residual))
+    return result._replace(value=value, residual=residual, interval=Interval(lower, upper))
+
+
+@jax.jit
+def _loss_and_gradient_norm(loss: Any, params: Params, data: Any) -> tuple[jax.Array, jax.Array]:
+    n = data_size(data)
+    total, gradient = jax.value_and_grad(lambda params: total_loss(loss, params, data))(params)
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradient)]
+    return total / n, jnp.sqrt(sum(squares)) / n
+
+
+def measure(
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    key: jax.Array,
+    tol: float = 1e-3,
+    max_matvecs: int = 200,
+    method: str = "auto",
+    chunk_size: int | None = None,
+    sharpness_v0: Params | None = None,
+    nonuniformity_v0: Params | None = None,
+) -> Measurement:
+    """Returns a, s, the loss and the gradient norm at θ, each eigenvalue with its certificate.
+
+    Arguments and errors as for `sharpness` and `nonuniformity`.
+    """
+    loss, params, data = check_problem(loss, params, data)
+    keys = jax.random.split(key)
+    common: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "chunk_size": chunk_size}
+    value, gradient_norm = _loss_and_gradient_norm(loss, params, data)
+    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
+        raise ValueError(
+            f"the loss at params is {value}: the run diverged or the data hold extreme values"
+        )
+    return Measurement(
+        sharpness(loss, params, data, key=keys[0], v0=sharpness_v0, **common),
+        nonuniformity(
+            loss, params, data, key=keys[1], v0=nonuniformity_v0, method=method, **common
+        ),
+        data_size(data),
+        value,
+        gradient_norm,
+    )

@@ -1,0 +1,215 @@
+"""The Hessian of a loss and of every example: the definition that all else is tested against.
+
+With `loss(params, example) -> scalar` = ℓ_i and data of n examples,
+
+    H v = (1/n) Σ_i H_i v,        H_i v = d/dt ∇ℓ_i(θ + t v) at t = 0,
+
+by forward-over-reverse differentiation (`jvp` of `grad`), no matrix ever formed. An operator is a
+frozen dataclass that is also a pytree: call it as a function `v -> A v` on parameter pytrees, eager
+or inside jit, vmap and scan, or pass it to a compiled solver, where its parameters and data are
+operands and not constants.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxstab.callables import as_pytree
+from jaxstab.checks import check_params, data_size
+from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
+
+Params = Any
+Loss = Callable[[Params, Any], jax.Array]
+Self = TypeVar("Self")
+
+
+def operator(cls: type[Self]) -> type[Self]:
+    """Registers a frozen dataclass as a callable pytree; fields marked static are not leaves."""
+    cls = dataclasses.dataclass(frozen=True, repr=False)(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    static = [field.name for field in fields if field.metadata.get("static")]
+    arrays = [field.name for field in fields if not field.metadata.get("static")]
+    return jax.tree_util.register_dataclass(cls, data_fields=arrays, meta_fields=static)
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is part of the code, not of the arrays."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@functools.partial(jax.jit, inline=True)
+def apply(matvec: Callable[[Params], Params], v: Params) -> Params:
+    """Returns `matvec(v)` compiled with the arrays of `matvec` as operands."""
+    return matvec.product(v)  # type: ignore[attr-defined]
+
+
+class Operator(Generic[Self]):
+    """A linear operator v ↦ A v on pytrees shaped like the parameters."""
+
+    loss: Any
+    params: Any
+    data: Any
+
+    def __call__(self, v: Params) -> Params:
+        """Returns A v; `v` has the structure, shapes and dtypes of the parameters."""
+        _check_vector(self.params, v)
+        return apply(self, v)
+
+    def __repr__(self) -> str:
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(self.params))
+        return f"{type(self).__name__}(p={size}, n={data_size(self.data)})"
+
+
+def _check_vector(params: Params, v: Params) -> None:
+    expected, got = jax.tree.structure(params), jax.tree.structure(v)
+    if expected != got:
+        raise ValueError(f"v must have the tree structure of params, {expected}; got {got}")
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(v), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(other):
+            raise ValueError(
+                f"v{jax.tree_util.keystr(path)} has shape {jnp.shape(other)}, "
+                f"params has {jnp.shape(leaf)} there"
+            )
+
+
+def check_problem(loss: Loss, params: Params, data: Any) -> tuple[Any, Params, Any]:
+    """Checks (loss, params, data) before any computation and returns them as pytrees of arrays.
+
+    Raises:
+      TypeError: if `loss` is not callable or a parameter is not real floating point.
+      ValueError: if data are empty, their leading axes differ, params hold NaN, or `loss` does not
+        return one scalar for one example.
+    """
+    loss = as_pytree(loss)
+    check_params(params)
+    data_size(data)
+    params, data = jax.tree.map(jnp.asarray, (params, data))
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    value = jax.eval_shape(
+        lambda loss, params, example: loss(params, example), loss, params, example
+    )
+    shape = getattr(value, "shape", None)
+    if shape != ():
+        raise ValueError(
+            f"loss(params, example) must return a scalar for one example, got {value}: write it for "
+            "one example (no batch axis); batching is done here"
+        )
+    return loss, params, data
+
+
+def total_loss(loss: Loss, params: Params, data: Any) -> jax.Array:
+    """Returns Σ_i ℓ_i(θ) over the examples of `data`."""
+    return jnp.sum(jax.vmap(loss, (None, 0))(params, data))
+
+
+def _example_product(loss: Loss, params: Params, example: Any, v: Params) -> Params:
+    """Returns H_i v for one example."""
+    return jax.jvp(lambda params: jax.grad(loss)(params, example), (params,), (v,))[1]
+
+
+@operator
+class Hessian(Operator):
+    """v ↦ H v, H = (1/n) Σ H_i. Cost: one Hessian-vector product of the data."""
+
+    loss: Any
+    params: Any
+    data: Any
+    chunk_size: int | None = static(None)
+
+    def product(self, v: Params) -> Params:
+        """Returns H v, uncompiled."""
+
+        def chunk_product(chunk: Any) -> Params:
+            gradient = jax.grad(lambda params: total_loss(self.loss, params, chunk))
+            return jax.jvp(gradient, (self.params,), (v,))[1]
+
+        total = sum_over_chunks(chunk_product, self.data, self.chunk_size)
+        return scale_like(total, data_size(self.data), self.params)
+
+
+@operator
+class PerExampleHessian(Operator):
+    """v ↦ (H_i v)_i with leading axis n: n × p numbers, so for small problems and tests."""
+
+    loss: Any
+    params: Any
+    data: Any
+    chunk_size: int | None = static(None)
+
+    def product(self, v: Params) -> Params:
+        """Returns (H_i v)_i, uncompiled."""
+        product = jax.vmap(lambda example: _example_product(self.loss, self.params, example, v))
+        return map_over_chunks(product, self.data, self.chunk_size)
+
+
+@operator
+class VmapSecondMoment(Operator):
+    """v ↦ (1/n) Σ H_i² v from H_i (H_i v), example by example under vmap: the definition.
+
+    Cost: two per-example products whose weights differ from example to example, tens to hundreds
+    of Hessian-vector products; memory chunk × p.
+    """
+
+    loss: Any
+    params: Any
+    data: Any
+    chunk_size: int | None = static(None)
+
+    def product(self, v: Params) -> Params:
+        """Returns (1/n) Σ H_i² v, uncompiled."""
+
+        def square(example: Any) -> Params:
+            product = functools.partial(_example_product, self.loss, self.params, example)
+            return product(product(v))
+
+        def chunk_sum(chunk: Any) -> Params:
+            return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.vmap(square)(chunk))
+
+        total = sum_over_chunks(chunk_sum, self.data, self.chunk_size)
+        return scale_like(total, data_size(self.data), self.params)
+
+
+def hessian(loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None) -> Hessian:
+    """Returns the operator v ↦ H v of L(θ) = (1/n) Σ ℓ_i(θ).
+
+    Args:
+      loss: `loss(params, example) -> scalar` for one example.
+      params: pytree of real floating-point arrays, the point θ.
+      data: pytree of arrays with a common leading axis n; one slice of it is an `example`.
+      chunk_size: examples differentiated at once (any remainder is weighted correctly); None
+        takes all n. Memory grows with it.
+
+    Returns:
+      A callable pytree; `hessian(...)(v)` has the structure, shapes and dtypes of `params`.
+
+    Raises:
+      TypeError, ValueError: see `check_problem`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda params, x: 0.5 * jnp.sum((params * x) ** 2)
+      >>> operator = hessian(loss, jnp.ones(2), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+      >>> operator(jnp.array([1.0, 1.0])).tolist()
+      [5.0, 10.0]
+    """
+    loss, params, data = check_problem(loss, params, data)
+    chunk_shape(data, chunk_size)
+    return Hessian(loss, params, data, chunk_size)
+
+
+def per_example_hessian(
+    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+) -> PerExampleHessian:
+    """Returns the operator v ↦ (H_i v)_i, leading axis n (FORMULAS: `jvp` of `grad`, vmapped).
+
+    Arguments and errors as for `hessian`. The result holds n × p numbers.
+    """
+    loss, params, data = check_problem(loss, params, data)
+    chunk_shape(data, chunk_size)
+    return PerExampleHessian(loss, params, data, chunk_size)
