@@ -1,5 +1,6 @@
 """What sharpness, non-uniformity, H and Sigma say about an optimizer at a minimum."""
 
+from jaxstab.stability import edges
 from jaxstab.stability.criteria import (
     Box,
     Margins,
@@ -10,4 +11,4 @@ from jaxstab.stability.criteria import (
     verdict,
 )
 
-__all__ = ["Box", "Margins", "Verdict", "box", "margins", "variance_factor", "verdict"]
+__all__ = ["Box", "Margins", "Verdict", "box", "edges", "margins", "variance_factor", "verdict"]

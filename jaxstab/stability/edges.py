@@ -1,0 +1,153 @@
+"""The largest curvature at which each optimizer is stable on a quadratic: 2/eta and its kin.
+
+Each function returns the edge of sharpness in 1/step size: on f = a x^2 / 2 the optimizer's linear
+recursion contracts for 0 < a below the edge and diverges above it. All are arithmetic only, so a
+learning rate or gradient norm may be a float, an array or a traced value.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxstab.callables import as_pytree
+from jaxstab.checks import check_name, check_positive
+
+MOMENTUM_KINDS = ("heavy_ball", "nesterov", "ema")
+
+
+def gradient_descent(learning_rate: Any) -> Any:
+    """Returns 2/eta, the edge of x <- x - eta g (and of RMSProp's preconditioned sharpness).
+
+    Example:
+      >>> gradient_descent(0.5)
+      4.0
+    """
+    return 2 / check_positive("learning_rate", learning_rate)
+
+
+def momentum(learning_rate: Any, momentum: Any, kind: str = "heavy_ball") -> Any:
+    """Returns the edge of gradient descent with momentum b (Cohen et al. 2021, section 2).
+
+    - "heavy_ball", v <- b v + g, x <- x - eta v: (2 + 2b) / eta (Polyak);
+    - "nesterov", the same with the gradient taken ahead: (2 + 2b) / ((1 + 2b) eta);
+    - "ema", v <- b v + (1-b) g, x <- x - eta v: (2 + 2b) / ((1 - b) eta).
+
+    Args:
+      learning_rate: eta.
+      momentum: b, in [0, 1).
+      kind: which of the three.
+
+    Raises:
+      ValueError: for b outside [0, 1), an unknown kind, or a learning rate that is not positive.
+
+    Example:
+      >>> round(momentum(0.1, 0.9), 9)
+      38.0
+    """
+    check_positive("learning_rate", learning_rate)
+    check_name("kind of momentum", kind, MOMENTUM_KINDS)
+    _check_momentum("momentum", momentum)
+    scale = {"heavy_ball": 1.0, "nesterov": 1 + 2 * momentum, "ema": 1 - momentum}[kind]
+    return (2 + 2 * momentum) / (scale * learning_rate)
+
+
+def adam(learning_rate: Any, b1: Any = 0.9) -> Any:
+    """Returns 2 (1 + b1) / ((1 - b1) eta), the edge of lambda_max(P^-1 H) for Adam.
+
+    P = diag(sqrt(nu_hat)) + eps is the preconditioner of the moment (Cohen et al. 2022, arXiv
+    2207.14484); with P held fixed Adam is momentum in its EMA form. See `preconditioned`.
+
+    Example:
+      >>> round(adam(1.0), 9)
+      38.0
+    """
+    return momentum(learning_rate, b1, "ema")
+
+
+rmsprop = gradient_descent
+
+
+def sam(learning_rate: Any, rho: Any, gradient_norm: Any) -> Any:
+    """Returns the edge of SAM, where eta a (1 + rho a / |g|) = 2.
+
+    Long & Bartlett 2024 (arXiv 2309.12488), Prop. 2: (|g|/2rho)(sqrt(1 + 8 rho/(eta |g|)) - 1),
+    written here without the cancellation at small rho; 2/eta as rho -> 0, and 0 at |g| = 0.
+
+    Args:
+      learning_rate: eta.
+      rho: radius of the ascent step, rho g/|g|.
+      gradient_norm: |g| of the full gradient at the point.
+
+    Raises:
+      ValueError: if eta is not positive or rho negative.
+
+    Example:
+      >>> round(sam(0.5, 0.25, 1.0), 6)
+      2.472136
+    """
+    check_positive("learning_rate", learning_rate)
+    check_positive("rho", rho, allow_zero=True)
+    check_positive("gradient_norm", gradient_norm, allow_zero=True)
+    if not isinstance(rho, jax.core.Tracer) and rho == 0:
+        return gradient_descent(learning_rate)
+    root = gradient_norm**0.5
+    return (4 / learning_rate) * root / (root + (gradient_norm + 8 * rho / learning_rate) ** 0.5)
+
+
+def unnormalized_sam(learning_rate: Any, rho: Any) -> Any:
+    """Returns the edge of SAM with ascent step rho g, where eta a (1 + rho a) = 2.
+
+    Example:
+      >>> round(unnormalized_sam(0.5, 0.25), 6)
+      2.472136
+    """
+    return sam(learning_rate, rho, 1.0)
+
+
+def _check_momentum(name: str, value: Any) -> None:
+    check_positive(name, value, allow_zero=True)
+    if not isinstance(value, jax.core.Tracer) and value >= 1:
+        raise ValueError(f"{name} must be below 1, got {value!r}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preconditioned:
+    """v -> D^(-1/2) H D^(-1/2) v: symmetric, with the eigenvalues of D^-1 H. Cost: one product."""
+
+    hessian: Callable[[Any], Any]
+    scale: Any
+    """D^(-1/2), shaped like the parameters."""
+
+    def __call__(self, v: Any) -> Any:
+        """Returns the product with `v`."""
+        inner = self.hessian(jax.tree.map(jnp.multiply, self.scale, v))
+        return jax.tree.map(jnp.multiply, self.scale, inner)
+
+
+def preconditioned(hessian: Callable[[Any], Any], diagonal: Any) -> Preconditioned:
+    """Returns the operator whose largest eigenvalue an adaptive method keeps below its edge.
+
+    For x <- x - eta D^-1 g the condition is lambda_max(D^-1 H) <= 2/eta (Wu, Ma, E 2018,
+    section 5). D^-1 H is not symmetric; D^(-1/2) H D^(-1/2) is, and has the same eigenvalues.
+
+    Args:
+      hessian: v -> H v.
+      diagonal: D > 0, a pytree shaped like the parameters: sqrt(nu_hat) + eps for Adam and RMSProp.
+
+    Raises:
+      ValueError: if an entry of D is not positive.
+    """
+    scale = jax.tree.map(lambda d: 1 / jnp.sqrt(d), diagonal)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(scale):
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(
+                f"diagonal{jax.tree_util.keystr(path)} has entries that are not positive: "
+                "add the optimizer's epsilon"
+            )
+    return Preconditioned(as_pytree(hessian), scale)
