@@ -97,8 +97,8 @@ def check_problem(loss: Loss, params: Params, data: Any) -> tuple[Any, Params, A
     shape = getattr(value, "shape", None)
     if shape != ():
         raise ValueError(
-            f"loss(params, example) must return a scalar for one example, got {value}: write it for "
-            "one example (no batch axis); batching is done here"
+            f"loss(params, example) must return a scalar for one example, got {value}: write it "
+            "for one example (no batch axis); batching is done here"
         )
     return loss, params, data
 

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxstab.checks import check_name
+from jaxstab.checks import check_name, data_size
 from jaxstab.operators.chunks import chunk_shape
+from jaxstab.operators.factored import FactoredMoment, read_structure
 from jaxstab.operators.hessian import (
     Hessian,
     Loss,
@@ -17,7 +18,7 @@ from jaxstab.operators.hessian import (
     operator,
 )
 
-METHODS = ("auto", "factored", "gauss_newton", "vmap")
+METHODS = ("auto", "factored", "vmap")
 
 # Bytes of per-example products that the vmapped definition may hold at once.
 _VMAP_MEMORY = 2**29
@@ -27,18 +28,11 @@ _VMAP_MEMORY = 2**29
 class DifferenceVariance(Operator):
     """v ↦ Σ v as second moment minus H (H v): the definition."""
 
+    loss: Any
+    params: Any
+    data: Any
     second_moment: Any
     hessian: Any
-
-    @property
-    def params(self) -> Params:  # type: ignore[override]
-        """The point θ."""
-        return self.hessian.params
-
-    @property
-    def data(self) -> Any:  # type: ignore[override]
-        """The examples."""
-        return self.hessian.data
 
     def product(self, v: Params) -> Params:
         """Returns Σ v, uncompiled."""
@@ -62,12 +56,24 @@ def hessian_second_moment(
     method: str = "auto",
     chunk_size: int | None = None,
 ) -> Operator:
-    """Returns the operator v ↦ (1/n) Σ_i H_i² v (Wu, Ma, E 2018, section 3)."""
-    check_name("method", method, METHODS)
-    loss, params, data = check_problem(loss, params, data)
-    _, _, _ = chunk_shape(data, chunk_size)
-    n = jax.tree.leaves(data)[0].shape[0]
-    return VmapSecondMoment(loss, params, data, _vmap_chunk(params, n, chunk_size))
+    """Returns the operator v ↦ (1/n) Σ_i H_i² v (Wu, Ma, E 2018, section 3).
+
+    Args:
+      loss: `loss(params, example) -> scalar` for one example.
+      params: the point θ, a pytree of real floating-point arrays.
+      data: pytree of arrays with a common leading axis n.
+      method: "factored" (FORMULAS.md, 8; about one Hessian-vector product; exact for any loss,
+        parameters that it does not recognise are treated one by one, see `explain`), "vmap" (the
+        definition, H_i (H_i v) example by example) or "auto", which is "factored".
+      chunk_size: examples treated at once; None lets the memory decide.
+
+    Returns:
+      A callable pytree, v ↦ (1/n) Σ H_i² v, shaped like `params`.
+
+    Raises:
+      ValueError, TypeError: for an unknown method and as `jaxstab.hessian`.
+    """
+    return _moment(loss, params, data, method, chunk_size, centred=False)
 
 
 def hessian_variance(
@@ -78,9 +84,42 @@ def hessian_variance(
     method: str = "auto",
     chunk_size: int | None = None,
 ) -> Operator:
-    """Returns the operator v ↦ Σ v, Σ = (1/n) Σ_i H_i² − H² (Wu, Ma, E 2018, section 3)."""
-    second_moment = hessian_second_moment(loss, params, data, method=method, chunk_size=chunk_size)
-    return DifferenceVariance(
-        second_moment,
-        Hessian(second_moment.loss, second_moment.params, second_moment.data, chunk_size),
+    """Returns the operator v ↦ Σ v, Σ = (1/n) Σ_i H_i² − H² (Wu, Ma, E 2018, section 3).
+
+    Σ is positive semi-definite; its eigenvalues have units 1 / step size². Arguments and errors as
+    for `hessian_second_moment`.
+    """
+    return _moment(loss, params, data, method, chunk_size, centred=True)
+
+
+def _moment(
+    loss: Loss, params: Params, data: Any, method: str, chunk_size: int | None, *, centred: bool
+) -> Operator:
+    check_name("method", method, METHODS)
+    loss, params, data = check_problem(loss, params, data)
+    chunk_shape(data, chunk_size)
+    if method != "vmap":
+        return FactoredMoment(loss, params, data, centred, chunk_size)
+    size = _vmap_chunk(params, data_size(data), chunk_size)
+    moment = VmapSecondMoment(loss, params, data, size)
+    if not centred:
+        return moment
+    return DifferenceVariance(loss, params, data, moment, Hessian(loss, params, data, chunk_size))
+
+
+def explain(loss: Loss, params: Params, data: Any) -> str:
+    """Returns, line by line, how `method="factored"` treats every parameter leaf, and why.
+
+    "factored": from rows of activations and cotangents. "elementwise": by its per-example
+    gradient, which is of activation size. "explicit": by its per-example gradient of the leaf's
+    own size, the fall-back, exact but of memory chunk × leaf.
+    """
+    loss, params, data = check_problem(loss, params, data)
+    structure = read_structure(loss, params, data)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = ["params" + jax.tree_util.keystr(path) for path in paths]
+    width = max(map(len, names))
+    return "\n".join(
+        f"{name:<{width}}  {leaf.form:<11}  {leaf.reason}"
+        for name, leaf in zip(names, structure.leaves, strict=True)
     )

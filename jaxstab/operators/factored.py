@@ -1,0 +1,363 @@
+"""(1/n) Σ H_i² v and Σ v from activations and cotangents, for about one Hessian-vector product.
+
+FORMULAS.md, 8. Per example, the gradient by a factored leaf is XᵀD (`sites`), so
+
+    H_i v = Ẋᵀ D + Xᵀ Ḋ
+
+with tangents (Ẋ, Ḋ) = A v along θ + t v: A is one linear map, shared by all examples. The function
+½ [(1/n) Σ ‖H_i v‖² − ‖H v‖²] has gradient Σ v, so with u_i = H_i v − H v
+
+    Σ v = (1/n) Σ H_i u_i = (1/n) Aᵀ (D u_iᵀ, X u_i)_i:
+
+one pass forward, one back. Explicit leaves enter the same formulas with their per-example gradient
+in place of (X, D).
+
+Cost in matrix products per layer: A 4, Aᵀ 4, H v 2, subtracting it 2: 12 for Σ, 8 for the second
+moment, against 9 for one Hessian-vector product by jvp of grad (which makes its primal pass anew).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxstab.checks import data_size
+from jaxstab.operators import sites as site_forms
+from jaxstab.operators.chunks import scale_like
+from jaxstab.operators.contexts import Contexts, automatic_chunk, memory_limit, tree_bytes
+from jaxstab.operators.hessian import Operator, operator, static
+from jaxstab.operators.structure import Leaf, Site, Structure, analyse, evaluate, read_program
+
+Params = Any
+
+
+def read_structure(loss: Any, params: Params, data: Any) -> Structure:
+    """Returns how every parameter leaf enters `loss(params, example)`."""
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    program = read_program(loss, params, example)
+    return Structure(program, analyse(program, site_forms.recognised))
+
+
+class Factors(NamedTuple):
+    """What moves with θ, per example: one entry a site or explicit leaf.
+
+    Attributes:
+      inputs: X of each site, (b, T, K); None where it does not depend on θ.
+      cotangents: D of each site, (b, T, M).
+      explicit: per-example gradient of each leaf that is not factored.
+    """
+
+    inputs: tuple[jax.Array | None, ...]
+    cotangents: tuple[jax.Array, ...]
+    explicit: tuple[jax.Array, ...]
+
+
+def _sites(leaves: tuple[Leaf, ...]) -> list[tuple[int, Site]]:
+    return [(i, site) for i, leaf in enumerate(leaves) for site in leaf.sites]
+
+
+def _weight(site: Site, leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(site.view.apply, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+
+
+def example_factors(
+    structure: Structure, params: list[jax.Array], example: list[jax.Array]
+) -> tuple[Factors, tuple[jax.Array | None, ...]]:
+    """Returns the factors of one example and the inputs X that do not depend on θ."""
+    sites = _sites(structure.leaves)
+    number = {id(site.equation): s for s, (_, site) in enumerate(sites)}
+    explicit = [i for i, leaf in enumerate(structure.leaves) if leaf.form != "factored"]
+
+    def loss(shifts: list[jax.Array], moved: list[jax.Array]) -> tuple[jax.Array, list[Any]]:
+        rows: list[Any] = [None] * len(sites)
+
+        def visit(equation: Any, inputs: list[Any], outputs: list[Any]) -> list[Any]:
+            s = number.get(id(equation))
+            if s is None:
+                return outputs
+            rows[s] = site_forms.input_rows(sites[s][1], inputs)
+            return [outputs[0] + shifts[s]]
+
+        values = list(params)
+        for i, value in zip(explicit, moved, strict=True):
+            values[i] = value
+        return evaluate(structure.program, values, example, visit), rows
+
+    outputs = [structure.program.avals[site.equation.outputs[0]] for _, site in sites]
+    shifts = [jnp.zeros(aval.shape, aval.dtype) for aval in outputs]
+    (cotangents, gradients), rows = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+        shifts, [params[i] for i in explicit]
+    )
+    rows_of_cotangents = tuple(
+        site_forms.cotangent_rows(site, cotangent, len(_weight(site, params[i]).shape))
+        for (i, site), cotangent in zip(sites, cotangents, strict=True)
+    )
+    moving = tuple(x if site.moving else None for (_, site), x in zip(sites, rows))
+    fixed = tuple(None if site.moving else x for (_, site), x in zip(sites, rows))
+    return Factors(moving, rows_of_cotangents, tuple(gradients)), fixed
+
+
+class Context(NamedTuple):
+    """One chunk linearised at θ: factors, fixed inputs and the map A (all with leading axis n)."""
+
+    factors: Factors
+    fixed: tuple[jax.Array | None, ...]
+    linear: Callable[[Params], Factors]
+
+    def inputs(self, s: int) -> jax.Array:
+        """X of site s, whether it moves or not."""
+        moving = self.factors.inputs[s]
+        return self.fixed[s] if moving is None else moving  # type: ignore[return-value]
+
+
+def linearise(structure: Structure, params: Params, chunk: Any) -> Context:
+    """Returns the context of one chunk."""
+
+    def batched(params: Params) -> tuple[Factors, Any]:
+        def single(example: Any) -> Any:
+            return example_factors(structure, jax.tree.leaves(params), jax.tree.leaves(example))
+
+        return jax.vmap(single)(chunk)
+
+    factors, linear, fixed = jax.linearize(batched, params, has_aux=True)
+    return Context(factors, fixed, linear)
+
+
+# --- Per-example vectors of one site -------------------------------------------------------------
+# H_i v at a site is Σ over pairs of rowsᵀ·rows: kept as pairs where T is small (products of T × T
+# Grams), multiplied out to (b, K, M) where that takes fewer operations.
+
+Pairs = list[tuple[jax.Array, jax.Array]]
+
+
+def _gram(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x yᵀ over the last axis, (n, b, T, T)."""
+    if x.shape[-2] == 1:  # a batch of 1 × 1 products is a sum, and faster written as one
+        return jnp.sum(x * y, axis=-1, keepdims=True)
+    return jnp.einsum("nbtk,nbsk->nbts", x, y)
+
+
+def _mix(gram: jax.Array, y: jax.Array) -> jax.Array:
+    """gram · y, (n, b, T, K)."""
+    return gram * y if gram.shape[-1] == 1 else jnp.einsum("nbts,nbsk->nbtk", gram, y)
+
+
+def _keeps_pairs(x: jax.Array, d: jax.Array) -> bool:
+    """Whether Gram matrices cost less than the products: 6 T²(K + M) < 8 T K M operations."""
+    positions, inputs, outputs = x.shape[-2], x.shape[-1], d.shape[-1]
+    return 3 * positions * (inputs + outputs) < 4 * inputs * outputs
+
+
+def _multiply(pairs: Pairs) -> jax.Array:
+    """The products summed, (n, b, K, M)."""
+    return sum(jnp.einsum("nbtk,nbtm->nbkm", x, d) for x, d in pairs)  # type: ignore[return-value]
+
+
+def _pairs(context: Context, tangent: Factors | None, s: int) -> Pairs:
+    """Rows of g_i (no tangent) or of H_i v at site s."""
+    x, d = context.inputs(s), context.factors.cotangents[s]
+    if tangent is None:
+        return [(x, d)]
+    moved = tangent.inputs[s]
+    pairs = [(x, tangent.cotangents[s])]
+    return pairs if moved is None else [(moved, d), *pairs]
+
+
+def _site_sum(pairs: Pairs) -> jax.Array:
+    """Σ over examples of the products, (b, K, M): ordinary matrix products."""
+    return sum(jnp.einsum("nbtk,nbtm->bkm", x, d) for x, d in pairs)  # type: ignore[return-value]
+
+
+def _inner(left: Pairs, right: Pairs) -> jax.Array:
+    """Inner product of two per-example vectors at one site, shape (n,)."""
+    if _keeps_pairs(*left[0]):
+        grams = (_gram(x, y) * _gram(d, e) for x, d in left for y, e in right)
+        return sum(jnp.sum(g, axis=(1, 2, 3)) for g in grams)  # type: ignore[return-value]
+    return jnp.sum(_multiply(left) * _multiply(right), axis=(1, 2, 3))
+
+
+def _pull_site(
+    context: Context, tangent: Factors, s: int, mean: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array]:
+    """(D u_iᵀ, X u_i) with u_i = H_i v − mean at site s; the first None where X does not move."""
+    x, d = context.inputs(s), context.factors.cotangents[s]
+    pairs = _pairs(context, tangent, s)
+    moves = context.factors.inputs[s] is not None
+    if _keeps_pairs(x, d):
+        to_d = sum(_mix(_gram(x, y), e) for y, e in pairs)
+        to_x = sum(_mix(_gram(d, e), y) for y, e in pairs) if moves else None
+        if mean is not None:
+            to_d = to_d - jnp.einsum("nbtk,bkm->nbtm", x, mean)
+            to_x = to_x - jnp.einsum("nbtm,bkm->nbtk", d, mean) if moves else None
+        return to_x, to_d
+    u = _multiply(pairs)
+    if mean is not None:
+        u = u - mean
+    to_x = jnp.einsum("nbtm,nbkm->nbtk", d, u) if moves else None
+    return to_x, jnp.einsum("nbtk,nbkm->nbtm", x, u)
+
+
+# --- All leaves ------------------------------------------------------------------------------
+
+
+def example_sum(leaves: tuple[Leaf, ...], params: Params, context: Context, tangent: Any) -> Params:
+    """Returns Σ_i H_i v (or Σ_i g_i without a tangent) over one chunk, shaped like `params`."""
+    flat, tree = jax.tree.flatten(params)
+    total: list[Any] = [None] * len(flat)
+    for s, (i, site) in enumerate(_sites(leaves)):
+        matrix = _site_sum(_pairs(context, tangent, s))
+        weight = _weight(site, flat[i])
+        part = site_forms.from_matrix(site, matrix, weight).astype(weight.dtype)
+        (part,) = jax.linear_transpose(site.view.apply, flat[i])(part)
+        total[i] = part if total[i] is None else total[i] + part
+    explicit = context.factors.explicit if tangent is None else tangent.explicit
+    others = [i for i, leaf in enumerate(leaves) if leaf.form != "factored"]
+    for i, gradient in zip(others, explicit, strict=True):
+        total[i] = jnp.sum(gradient, axis=0)
+    return jax.tree.unflatten(tree, total)
+
+
+def example_inner(context: Context, left: Factors | None, right: Factors | None) -> jax.Array:
+    """Returns ⟨l_i, r_i⟩, shape (n,), of per-example vectors: H_i v of a tangent, g_i of None."""
+    sites = range(len(context.factors.cotangents))
+    parts = [_inner(_pairs(context, left, s), _pairs(context, right, s)) for s in sites]
+    explicit = [(context.factors if side is None else side).explicit for side in (left, right)]
+    for a, b in zip(*explicit, strict=True):
+        parts.append(jnp.sum((a * b).reshape(a.shape[0], -1), axis=1))
+    return sum(parts)  # type: ignore[return-value]
+
+
+def pull(
+    leaves: tuple[Leaf, ...],
+    params: Params,
+    context: Context,
+    tangent: Factors,
+    mean: Params | None,
+) -> Params:
+    """Returns Σ_i H_i (H_i v − mean) over one chunk; `mean` None stands for zero."""
+    flat = None if mean is None else jax.tree.leaves(mean)
+    inputs, cotangents = [], []
+    for s, (i, site) in enumerate(_sites(leaves)):
+        matrix = None if flat is None else _to_matrix(site, flat[i], context, s)
+        to_x, to_d = _pull_site(context, tangent, s, matrix)
+        inputs.append(to_x)
+        cotangents.append(to_d)
+    others = [i for i, leaf in enumerate(leaves) if leaf.form != "factored"]
+    explicit = [
+        u if flat is None else u - flat[i] for i, u in zip(others, tangent.explicit, strict=True)
+    ]
+    covector = Factors(tuple(inputs), tuple(cotangents), tuple(explicit))
+    covector = jax.tree.map(lambda c, f: c.astype(f.dtype), covector, context.factors)
+    (result,) = jax.linear_transpose(context.linear, params)(covector)
+    return result
+
+
+def _to_matrix(site: Site, leaf: jax.Array, context: Context, s: int) -> jax.Array:
+    """A leaf-shaped vector as the (b, K, M) matrix of one site: the inverse of `from_matrix`."""
+    x, d = context.inputs(s), context.factors.cotangents[s]
+    weight = site.view.apply(leaf)
+    shape = jax.ShapeDtypeStruct((x.shape[1], x.shape[-1], d.shape[-1]), weight.dtype)
+    transpose = jax.linear_transpose(
+        lambda matrix: site_forms.from_matrix(site, matrix, weight), shape
+    )
+    (matrix,) = transpose(weight)
+    return matrix
+
+
+# --- Operators -------------------------------------------------------------------------------
+
+
+def make_contexts(loss: Any, params: Params, data: Any, chunk_size: int | None) -> Any:
+    """Returns (leaves, contexts) of a loss at θ, nothing computed yet."""
+    structure = read_structure(loss, params, data)
+
+    def make(chunk: Any) -> Context:
+        return linearise(structure, params, chunk)
+
+    size = automatic_chunk(make, data) if chunk_size is None else chunk_size
+    return structure.leaves, Contexts(make, data, size, None)
+
+
+def _moment_product(
+    leaves: tuple[Leaf, ...], contexts: Contexts, params: Params, v: Params, centred: bool
+) -> Params:
+    """(1/n) Σ H_i (H_i v − m) with m = H v if `centred`, else 0."""
+    n = data_size(contexts.data)
+    if not centred:
+
+        def square(context: Context, _: Any) -> Any:
+            return pull(leaves, params, context, context.linear(v), None), None
+
+        return scale_like(contexts.reduce(square)[0], n, params)
+
+    keep = contexts.single or _tangents_fit(contexts, params)
+
+    def first(context: Context, _: Any) -> Any:
+        tangent = context.linear(v)
+        return example_sum(leaves, params, context, tangent), tangent if keep else None
+
+    total, tangents = contexts.reduce(first)
+    mean = scale_like(total, n, params)
+
+    def second(context: Context, tangent: Any) -> Any:
+        tangent = context.linear(v) if tangent is None else tangent
+        return pull(leaves, params, context, tangent, mean), None
+
+    return scale_like(contexts.reduce(second, tangents if keep else None)[0], n, params)
+
+
+def _tangents_fit(contexts: Contexts, params: Params) -> bool:
+    """Whether the tangents of all chunks, besides the kept contexts, fit the memory limit."""
+    if contexts.kept is None:
+        return False
+    factors = [context.factors for context in contexts.kept if context is not None]
+    return tree_bytes(contexts.kept) + tree_bytes(factors) <= memory_limit()
+
+
+@operator
+class FactoredMoment(Operator):
+    """v ↦ Σ v (`centred`) or (1/n) Σ H_i² v, from the factors of every leaf."""
+
+    loss: Any
+    params: Any
+    data: Any
+    centred: bool = static()
+    chunk_size: int | None = static(None)
+
+    def product(self, v: Params) -> Params:
+        """Returns the product, uncompiled."""
+        leaves, contexts = make_contexts(self.loss, self.params, self.data, self.chunk_size)
+        if contexts.single:
+            contexts = contexts.keep()
+        return _moment_product(leaves, contexts, self.params, v, self.centred)
+
+    def prepare(self) -> Operator:
+        """Returns the same operator with its linearisation kept, if it fits the memory.
+
+        For use inside jit, before a loop of products.
+        """
+        leaves, contexts = make_contexts(self.loss, self.params, self.data, self.chunk_size)
+        contexts = contexts.keep()
+        if contexts.kept is None:
+            return self
+        return PreparedMoment(
+            self.params, self.data, contexts.kept, leaves, contexts.chunk_size, self.centred
+        )
+
+
+@operator
+class PreparedMoment(Operator):
+    """`FactoredMoment` with the linearisation at θ kept: every product is A v and Aᵀ q alone."""
+
+    params: Any
+    data: Any
+    kept: Any
+    leaves: Any = static()
+    chunk_size: int = static()
+    centred: bool = static()
+
+    def product(self, v: Params) -> Params:
+        """Returns the product, uncompiled."""
+        contexts = Contexts(None, self.data, self.chunk_size, self.kept)  # type: ignore[arg-type]
+        return _moment_product(self.leaves, contexts, self.params, v, self.centred)
