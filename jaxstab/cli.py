@@ -1,4 +1,4 @@
-"""The command line: `jaxstab list`, `jaxstab run NAME`.
+"""The command line: experiments by name, sweeps, measurements, reports.
 
 Wrong input ends with one line that says what to do and exit status 2; an interrupted run ends with
 130 and continues when the same command is given again.
@@ -6,6 +6,7 @@ Wrong input ends with one line that says what to do and exit status 2; an interr
 
 import argparse
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -13,50 +14,153 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from jaxstab.checks import check_name
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+COMMANDS = ("list", "run", "sweep", "measure", "report")
+TRACEBACK = "JAXSTAB_TRACEBACK"
 
 
-class Bar:
-    """A progress bar with the time left, on standard error, for `experiments.base.Progress`."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
 
-    def __init__(self, title: str):
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._title = title
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task(title, total=None)
+    Args:
+      argv: the arguments. By default those of the process, which then belongs to this call: one
+        JAX device per CPU core is made, so that a sweep trains one run on each.
+    """
+    try:
+        if argv is None:
+            argv = sys.argv[1:]
+            _use_all_cores()
+        _check_names(argv)
+        given = build_parser().parse_args(argv)
+        return given.handler(given)
+    except SystemExit as stop:  # argparse has printed its message
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues where it stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"jaxstab: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._progress.stop()
+def _use_all_cores() -> None:
+    from jaxstab import sweeps
 
-    def __call__(self, done: int, total: int, message: str = "") -> None:
-        """Shows that `done` of `total` steps are finished."""
-        text = f"{self._title}: {message}" if message else self._title
-        self._progress.update(self._task, completed=done, total=total, description=text)
+    sweeps.use_host_devices()
+
+
+def _check_names(argv: Sequence[str]) -> None:
+    """Names the nearest command or experiment, which argparse does not."""
+    from jaxstab.experiments import REGISTRY
+
+    if argv and not argv[0].startswith("-"):
+        check_name("command", argv[0], COMMANDS)
+        if argv[0] == "run" and len(argv) > 1 and not argv[1].startswith("-"):
+            check_name("experiment", argv[1], REGISTRY)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `run` has one sub-command per experiment."""
+    from jaxstab.experiments import REGISTRY
+    from jaxstab.experiments.selection import SWEEP
+
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="jaxstab",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"set {TRACEBACK}=1 to see where an error arose",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="list the experiments")
+    listing.set_defaults(handler=command_list)
+
+    run = commands.add_parser("run", help="run an experiment by name")
+    experiments = run.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, experiment in REGISTRY.items():
+        one = experiments.add_parser(name, help=experiment.summary, description=experiment.summary)
+        one.add_argument("--preset", default="quick", help="quick (default) or paper")
+        _add_run_options(one, experiment)
+
+    sweep = commands.add_parser("sweep", help=SWEEP.summary, description=SWEEP.summary)
+    sweep.set_defaults(preset="quick")
+    _add_run_options(sweep, SWEEP, required=("learning_rates", "batch_sizes"))
+
+    _add_measure(commands)
+    report = commands.add_parser("report", help="write one HTML page for an output folder")
+    report.add_argument("folder", type=Path, help="output folder of a run or of a sweep")
+    report.set_defaults(handler=command_report)
+    return parser
+
+
+def _add_run_options(
+    parser: argparse.ArgumentParser, experiment: Any, *, required: Sequence[str] = ()
+) -> None:
+    parser.set_defaults(handler=command_run, experiment=experiment)
+    default = Path("runs") / experiment.name
+    parser.add_argument("--out", type=Path, default=default, help=f"output folder ({default})")
+    parser.add_argument("--data-dir", type=Path, help="folder of prepared TFDS data")
+    add_settings(parser, experiment.presets["quick"], required=required)
+
+
+def _add_measure(commands: Any) -> None:
+    measure = commands.add_parser("measure", help="measure a and s at a checkpoint")
+    add = measure.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a run of a sweep, or its params")
+    add("--dataset", required=True, help="data set")
+    add("--model", required=True, help="model")
+    add("--loss", default="squared", help="squared (default), cross_entropy or kl")
+    add("--classes", nargs="+", default=[], help="classes of the data set; all by default")
+    add("--n-train", type=int, metavar="N", default=1000, help="training examples (1000)")
+    add("--tol", type=float, default=1e-3, help="relative accuracy (1e-3)")
+    add("--max-matvecs", type=int, metavar="N", default=1000, help="products for each (1000)")
+    add("--learning-rate", type=float, help="for a verdict, with --batch-size")
+    add("--batch-size", help="for a verdict, with --learning-rate; n is the whole data set")
+    add("--data-dir", type=Path, help="folder of prepared TFDS data")
+    measure.set_defaults(handler=command_measure)
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, settings: Any, *, required: Sequence[str] = ()
+) -> None:
+    """Adds one option per field of a settings dataclass; an absent option leaves no trace.
+
+    `learning_rates: tuple[float, ...]` becomes `--learning-rates X [X ...]`, also spelled
+    `--learning-rate`; how a word is read follows from the annotation, or from `setting(parse=...)`.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        option = "--" + field.name.replace("_", "-")
+        default = getattr(settings, field.name)
+        text = str(field.metadata.get("help", field.name))
+        if field.name not in required:
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            text += f" (quick: {shown})" if shown not in ("", None) else ""
+        common: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "required": field.name in required,
+            "help": text.replace("%", "%%"),
+        }
+        if hints[field.name] is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+            continue
+        parse, several = field.metadata.get("parse"), isinstance(default, tuple)
+        if parse is None:
+            parse, several = reader(hints[field.name])
+        if several:
+            singular = option.rstrip("s")
+            names = (option,) if singular == option else (option, singular)
+            metavar = singular.lstrip("-").replace("-", "_").upper()
+            parser.add_argument(*names, type=parse, nargs="+", metavar=metavar, **common)
+        else:
+            metavar = "N" if parse is int else "X" if parse is float else "NAME"
+            parser.add_argument(option, type=parse, metavar=metavar, **common)
 
 
 def reader(annotation: Any) -> tuple[Callable[[str], Any], bool]:
@@ -77,41 +181,23 @@ def reader(annotation: Any) -> tuple[Callable[[str], Any], bool]:
     raise TypeError(f"no way to read {annotation} from the command line: give `parse` to setting()")
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: Any) -> None:
-    """Adds one option per field of a settings dataclass; an absent option leaves no trace."""
-    hints = typing.get_type_hints(type(settings))
-    for field in dataclasses.fields(settings):
-        option = "--" + field.name.replace("_", "-")
-        default = getattr(settings, field.name)
-        listed = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = f"{field.metadata.get('help', field.name)} (quick: {listed})".replace("%", "%%")
-        common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-        if hints[field.name] is bool:
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, **common)
-            continue
-        parse, several = field.metadata.get("parse"), isinstance(default, tuple)
-        if parse is None:
-            parse, several = reader(hints[field.name])
-        metavar = field.name.rstrip("s").upper() if several else "N"
-        nargs = "+" if several else None
-        parser.add_argument(option, type=parse, nargs=nargs, metavar=metavar, **common)
-
-
 def command_list(_: argparse.Namespace) -> int:
-    """Prints every experiment with its source and one line."""
+    """Prints every experiment with one line and its source."""
     from jaxstab.experiments import REGISTRY
 
-    width = max((len(name) for name in REGISTRY), default=0)
+    width = max(map(len, REGISTRY), default=0)
     for name, experiment in REGISTRY.items():
-        print(f"{name:<{width}}  {experiment.summary}  [{experiment.source}]")
+        print(f"{name:<{width}}  {experiment.summary} [{experiment.source}]")
     return 0
 
 
 def command_run(given: argparse.Namespace) -> int:
-    """Runs one experiment and prints its table, its claims and where its files are."""
-    from jaxstab.experiments import REGISTRY, execute
+    """Runs one experiment or sweep; prints its table, its claims and where its files are."""
+    from jaxstab import report
+    from jaxstab.experiments import execute
+    from jaxstab.progress import Bar
 
-    experiment = REGISTRY[given.name]
+    experiment = given.experiment
     names = {field.name for field in dataclasses.fields(experiment.presets["quick"])}
     overrides = {
         name: tuple(value) if isinstance(value, list) else value
@@ -119,73 +205,80 @@ def command_run(given: argparse.Namespace) -> int:
         if name in names
     }
     settings = experiment.settings(given.preset, overrides=overrides)
-    out = given.out or Path("runs") / experiment.name
     with Bar(experiment.name) as bar:
         outcome = execute(
             experiment,
             settings,
-            out=out,
+            out=given.out,
             preset=given.preset,
             progress=bar,
             data_dir=given.data_dir,
         )
+    page = report.write(given.out)
     print(outcome.text)
-    for claim in outcome.claims:
-        print(
-            f"{claim.status:>15}  {claim.statement} [{claim.kind}: {claim.statistic} = "
-            f"{claim.measured}, predicted {claim.predicted}]"
-        )
-    print(f"files: {out}")
+    if outcome.claims:
+        print("\nclaims")
+        for claim in outcome.claims:
+            print(f"  {claim.status:>13}: {claim.statement}")
+            measured, predicted = report.show(claim.measured), report.show(claim.predicted)
+            print(f"{'':>17}{claim.statistic}: {measured}, predicted {predicted} ({claim.kind})")
+    files = [*outcome.figures, given.out / "results.csv", given.out / "claims.json", page]
+    print("\nfiles\n" + "\n".join(f"  {path}" for path in files))
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `run` has one sub-command per experiment."""
-    from jaxstab.experiments import REGISTRY
+def command_measure(given: argparse.Namespace) -> int:
+    """Prints a and s at stored parameters, and the verdict if learning rate and batch are given."""
+    import jax
 
-    parser = argparse.ArgumentParser(prog="jaxstab", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="list the experiments")
-    listing.set_defaults(handler=command_list)
+    from jaxstab import store
+    from jaxstab.experiments import grid
+    from jaxstab.experiments.base import batch_sizes_for, parse_batch_size
+    from jaxstab.measurement import measure
+    from jaxstab.stability.criteria import verdict
 
-    run = commands.add_parser("run", help="run an experiment by name")
-    run.set_defaults(handler=command_run)
-    experiments = run.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name, experiment in REGISTRY.items():
-        one = experiments.add_parser(name, help=experiment.summary, description=experiment.summary)
-        one.add_argument("--preset", default="quick", help="quick (default) or paper")
-        one.add_argument("--out", type=Path, help=f"output folder (default runs/{name})")
-        one.add_argument("--data-dir", type=Path, help="folder of prepared TFDS data")
-        add_settings(one, experiment.presets["quick"])
-    return parser
+    if (given.learning_rate is None) != (given.batch_size is None):
+        raise ValueError("a verdict needs both --learning-rate and --batch-size")
+    problem = grid.load_problem(
+        given.dataset,
+        given.model,
+        loss=given.loss,
+        n_train=given.n_train,
+        classes=given.classes,
+        data_dir=given.data_dir,
+    )
+    folder = given.checkpoint
+    folder = folder / "params" if (folder / "params").is_dir() else folder
+    like = jax.eval_shape(problem.init, jax.random.key(0), 1.0)
+    params = grid.check_like(store.load_params(folder, like), like, folder)
+    key = jax.random.key(0)
+    found = measure(
+        problem.loss,
+        params,
+        problem.dataset.train,
+        key=key,
+        tol=given.tol,
+        max_matvecs=given.max_matvecs,
+    )
+    print(f"sharpness       a = {found.sharpness.summary}")
+    print(f"non-uniformity  s = {found.nonuniformity.summary}")
+    print(f"loss {float(found.loss):.6g}, gradient norm {float(found.gradient_norm):.3g}")
+    for name, value in problem.evaluate(params).items():
+        print(f"{name.replace('_', ' ')} {float(value):.2%}")
+    if given.learning_rate is not None:
+        size = batch_sizes_for([parse_batch_size(given.batch_size)], found.n)[0]
+        print(
+            verdict(found, learning_rate=given.learning_rate, batch_size=size, loss_kind=given.loss)
+        )
+    return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        parser = build_parser()
-        _check_names(argv)
-        given = parser.parse_args(argv)
-        return given.handler(given)
-    except SystemExit as stop:  # argparse has printed its message
-        return int(stop.code or 0)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues where it stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (ValueError, TypeError, OSError) as error:
-        print(f"jaxstab: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+def command_report(given: argparse.Namespace) -> int:
+    """Writes the page and says where it is."""
+    from jaxstab import report
 
-
-def _check_names(argv: Sequence[str]) -> None:
-    """Names the nearest command or experiment before argparse lists them all."""
-    from jaxstab.experiments import REGISTRY
-
-    if argv and not argv[0].startswith("-"):
-        check_name("command", argv[0], ("list", "run"))
-        if argv[0] == "run" and len(argv) > 1 and not argv[1].startswith("-"):
-            check_name("experiment", argv[1], REGISTRY)
+    print(report.write(given.folder))
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ SHARPNESS = "sharpness a  [1/step size]"
 NONUNIFORMITY = "non-uniformity s  [1/step size]"
 LEARNING_RATE = "learning rate η  [step size]"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.labelsize": 10.5,
@@ -70,14 +70,16 @@ class Series:
       x: positions, shape (m,).
       mean: shape (m,).
       std: shape (m,), one standard deviation, or None.
-      hollow: draws open markers without a line: published numbers beside ours.
+      hollow: draws large open markers: published numbers beside ours.
+      joined: draws a line through the means.
     """
 
     label: str
-    x: Sequence[float]
-    mean: Sequence[float]
-    std: Sequence[float] | None = None
+    x: Any
+    mean: Any
+    std: Any = None
     hollow: bool = False
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Line:
 
     label: str
     y: Any
-    x: Sequence[float] | None = None
+    x: Any = None
     color: str = "#444444"
 
 
@@ -126,7 +128,9 @@ def draw_series(axes: Axes, series: Sequence[Series], lines: Sequence[Line] = ()
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         options: dict[str, Any] = {"color": color, "marker": marker, "capsize": 3}
         if one.hollow:
-            options |= {"ls": "none", "markerfacecolor": "none", "markersize": 9}
+            options |= {"markerfacecolor": "none", "markersize": 9}
+        if not one.joined:
+            options["ls"] = "none"
         axes.errorbar(one.x, one.mean, yerr=one.std, label=one.label, **options)
 
 
@@ -161,7 +165,7 @@ def selection(
     batch_size: Any,
     init_scale: Any,
     learning_rate: float,
-    boxes: Mapping[int, tuple[float, float]],
+    boxes: Mapping[int, Sequence[float]],
     n: int,
     title: str = "",
 ) -> Figure:
@@ -186,25 +190,26 @@ def selection(
     plane, margins = axes[0]
     sizes, markers = sorted(boxes), dict(zip(sorted(set(scales.tolist())), MARKERS))
     colors = dict(zip(sizes, COLORS))
-    if sizes:
-        edge = boxes[sizes[0]][0]
-        plane.axvline(edge, ls="--", color="#444444", label=f"a = 2/η = {edge:.3g}")
+    names = {size: f"B = n = {n} (GD)" if size == n else f"B = {size}" for size in sizes}
     for size in sizes:
-        name = f"B = n = {n} (GD)" if size == n else f"B = {size}"
-        plane.scatter([], [], color=colors[size], label=name)
-        if np.isfinite(boxes[size][1]):
-            bound = boxes[size][1]
-            plane.axhline(bound, ls="--", color=colors[size], label=f"bound of s, B = {size}")
+        plane.scatter([], [], color=colors[size], label=names[size])
         for scale, marker in markers.items():
             chosen = (batches == size) & (scales == scale)
             plane.scatter(a[chosen], s[chosen], color=colors[size], marker=marker, alpha=0.75)
+    plane.axvline(
+        2 / learning_rate, ls="--", color="#444444", label=f"a = 2/η = {2 / learning_rate:.4g}"
+    )
+    for size in sizes:
+        if np.isfinite(boxes[size][1]):
+            label = f"bound of s, {names[size]}: {boxes[size][1]:.4g}"
+            plane.axhline(boxes[size][1], ls="--", color=colors[size], label=label)
     for scale, marker in markers.items():
         plane.scatter([], [], color="#777777", marker=marker, label=f"init scale {scale:g}")
     label_axes(plane, SHARPNESS, NONUNIFORMITY, legend=False)
     plane.set_xlim(left=0)
     plane.set_ylim(bottom=0)
     _draw_margins(margins, a, s, batches, scales, boxes, colors, markers, n)
-    figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     if title:
         figure.suptitle(title)
     return figure
@@ -216,7 +221,7 @@ def _draw_margins(
     s: np.ndarray,
     batches: np.ndarray,
     scales: np.ndarray,
-    boxes: Mapping[int, tuple[float, float]],
+    boxes: Mapping[int, Sequence[float]],
     colors: Mapping[int, str],
     markers: Mapping[float, str],
     n: int,
@@ -276,20 +281,20 @@ def edge(
     figure, axes = new_figure(1, 2)
     left, right = axes[0]
     known = np.concatenate([rates, np.asarray(blew_up, float)])
-    grid = np.geomspace(known.min() / 1.3, known.max() * 1.3, 50) if len(known) else np.ones(1)
-    ours = Series(
-        "GD, mean ± std over seeds", rates, [g.mean() for g in groups], [g.std() for g in groups]
-    )
-    series = [ours] + ([published] if published else [])
-    draw_series(left, series, [Line("2/η", 2 / grid, grid)])
-    for rate in blew_up:
-        left.annotate("–", (rate, 2 / rate), ha="center", va="bottom", fontsize=16)
+    low, high = (known.min() / 1.4, known.max() * 1.4) if len(known) else (0.1, 1.0)
+    grid = np.geomspace(low, high, 50)
+    means, stds = [g.mean() for g in groups], [g.std() for g in groups]
+    ours = Series("GD, mean ± std over seeds", rates, means, stds, joined=False)
+    draw_series(left, [ours] + ([published] if published else []), [Line("2/η", 2 / grid, grid)])
     label_axes(left, LEARNING_RATE, SHARPNESS, log_x=True, log_y=True)
     right.axhline(1.0, ls="--", color="#444444", label="a = 2/η")
     right.scatter(eta, a * eta / 2, color=COLORS[0], label="one run", alpha=0.75)
-    for rate in blew_up:
-        right.annotate("–\nblew up", (rate, 1.0), ha="center", va="top", fontsize=9)
     label_axes(right, LEARNING_RATE, "a / (2/η)  [1]", log_x=True)
+    for rate in blew_up:
+        left.annotate("– blew up", (rate, 2 / rate), ha="right", va="top")
+        right.annotate("–\nblew up", (rate, 1.0), ha="center", va="top")
+    for panel in (left, right):
+        panel.set_xlim(low, high)
     if title:
         figure.suptitle(title)
     return figure

@@ -6,10 +6,14 @@ module below and list it in `_MODULES`.
 
 from types import ModuleType
 
+from jaxstab.experiments import gd_sharpness, selection
 from jaxstab.experiments.base import Claim, Context, Experiment, Outcome, execute
 
 # One line per module, in the order of `jaxstab list`.
-_MODULES: tuple[ModuleType, ...] = ()
+_MODULES: tuple[ModuleType, ...] = (
+    gd_sharpness,
+    selection,
+)
 
 REGISTRY: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
 

@@ -267,7 +267,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": {kind: devices.count(kind) for kind in sorted(set(devices))},
-        "x64": bool(jax.config.jax_enable_x64),
+        "x64": bool(jax.config.read("jax_enable_x64")),
         "versions": {name: metadata.version(name) for name in packages},
         "finished_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

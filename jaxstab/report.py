@@ -1,0 +1,196 @@
+"""One self-contained HTML page from an output folder: what was run, verdicts, figures, environment.
+
+It works on the folder of any experiment, and on one that `jaxstab.sweep` wrote. Figures are inside
+the page, styles too: it can be sent as it is and needs no network.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+REPORT = "report.html"
+_GOOD, _BAD = ("holds", "inside", "stable"), ("does not hold", "outside", "unstable")
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
+  color: #222; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
+.wide { overflow: auto; max-height: 42em; border: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: 13px; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #eee; }
+th { position: sticky; top: 0; background: #f3f3f3; }
+td.text { text-align: left; }
+td.good { color: #00674b; font-weight: 600; } td.bad { color: #b34700; font-weight: 600; }
+pre { background: #f7f7f7; padding: 1em; overflow: auto; font-size: 12.5px; }
+img { max-width: 100%; }
+"""
+
+
+def write(folder: Path | str) -> Path:
+    """Writes `folder/report.html` and returns its path.
+
+    Raises:
+      ValueError: if the folder is not there, or holds neither an experiment nor a sweep.
+    """
+    folder = Path(folder)
+    path = folder / REPORT
+    page = build(folder)
+    temporary = path.with_name(REPORT + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def build(folder: Path | str) -> str:
+    """Returns the page for a folder; see `write`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}: give the output folder of a run or of a sweep")
+    if (folder / "run.json").exists():
+        return _experiment(folder)
+    if (folder / "sweep.json").exists():
+        return _sweep(folder)
+    raise ValueError(
+        f"{folder} holds neither an experiment (run.json) nor a sweep (sweep.json): give the "
+        "folder that was its --out"
+    )
+
+
+def _experiment(folder: Path) -> str:
+    run = json.loads((folder / "run.json").read_text())
+    claims = _read_json(folder / "claims.json", [])
+    rows = _read_rows(folder / "results.csv")
+    summary = folder / "summary.txt"
+    named = [folder / name for name in run.get("figures", [])]
+    figures = [path for path in named if path.exists()] or sorted(folder.glob("*.png"))
+    took = f", took {run['seconds']} s" if "seconds" in run else ""
+    parts = [
+        f"<p>{_text(run.get('summary', ''))}<br>Source: {_text(run.get('source', ''))}. "
+        f"Preset {_text(run.get('preset', ''))}, {_text(run.get('status', ''))}{took}.</p>",
+        _section("What was run", _definitions(run.get("settings", {}))),
+        _section("Claims", _table(claims)) if claims else "",
+        _section("Figures", "".join(map(_figure, figures))) if figures else "",
+        _section("Table", f"<pre>{_text(summary.read_text())}</pre>") if summary.exists() else "",
+        _section(f"Results: {len(rows)} rows", _table(rows)) if rows else "",
+        _section("Environment", _definitions(run.get("environment", {}))),
+    ]
+    return _page(run.get("experiment", folder.name), parts)
+
+
+def _sweep(folder: Path) -> str:
+    """A sweep that was run from Python: judged here as the experiments judge theirs."""
+    from jaxstab import store
+    from jaxstab.experiments import minima
+
+    description = store.read_description(folder) or {}
+    rows: Sequence[Mapping[str, Any]] = store.read_records(folder)
+    parts = [_section("What was run", _definitions(description))]
+    n = description.get("n")
+    if n and rows and "sharpness" in rows[0]:
+        kind = description.get("config", {}).get("loss", "squared")
+        rows = [minima.judge(row, n, loss_kind=kind) for row in rows]
+        figures = [
+            _image(_png(figure), f"η = {eta:g}") for eta, figure in minima.diagrams(rows, n=n)
+        ]
+        text = f"{minima.table(rows, n=n)}\n\n{minima.conclusion(rows)}"
+        parts.append(_section("Figures", "".join(figures)))
+        parts.append(_section("Table", f"<pre>{_text(text)}</pre>"))
+    parts.append(_section(f"Results: {len(rows)} runs", _table(rows)))
+    return _page(f"Sweep {folder.resolve().name}", parts)
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
+    title = _text(title)
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+    body = "\n".join(part for part in parts if part)
+    return f"{head}<style>{_STYLE}</style>\n<h1>{title}</h1>\n{body}\n</html>\n"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{_text(title)}</h2>\n{body}" if body else ""
+
+
+def _definitions(values: Mapping[str, Any]) -> str:
+    """Names and values, two columns."""
+    if not values:
+        return ""
+    lines = [
+        f"<tr><td class=text>{_text(name)}</td><td class=text>{_text(show(value))}</td></tr>"
+        for name, value in values.items()
+    ]
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows under the union of their columns; verdicts in colour."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(_cell(row.get(column, "")) for column in columns) + "</tr>\n"
+        for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def _cell(value: Any) -> str:
+    kind = "good" if value in _GOOD else "bad" if value in _BAD else ""
+    number = isinstance(value, int | float)
+    return f'<td class="{kind or ("" if number else "text")}">{_text(show(value))}</td>'
+
+
+def show(value: Any) -> str:
+    """A value as text, numbers to five digits."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(map(show, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {show(item)}" for name, item in value.items())
+    return "" if value is None else str(value)
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _figure(path: Path) -> str:
+    return _image(path.read_bytes(), path.stem)
+
+
+def _image(content: bytes, name: str) -> str:
+    encoded = base64.b64encode(content).decode()
+    return f'<img alt="{_text(name)}" src="data:image/png;base64,{encoded}">\n'
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file, numbers as numbers."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(cell: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(cell)
+        except ValueError:
+            continue
+    return cell
