@@ -175,13 +175,14 @@ def train(
       ('CONVERGED', 10, 0.999)
     """
     checks.check_params(params)
-    n = check_problem(data, batch_size, replacement=replacement)
+    n = check_data(data)
+    batch_size = check_batch_size(batch_size, n, replacement=replacement)
     settings = check_settings(learning_rate, loss_tolerance, divergence)
     loop = Loop(
         optimizer=optimizer if learning_rate is not None else _Fixed(optimizer),
-        batch_size=int(batch_size),
+        batch_size=batch_size,
         max_steps=checks.check_at_least("max_steps", max_steps, 1),
-        check_every=choose_check_every(check_every, n, int(batch_size), max_steps),
+        check_every=choose_check_every(check_every, n, batch_size, max_steps),
         replacement=replacement,
         chunk_size=chunk_size,
     )
@@ -299,15 +300,18 @@ def finish(loop: Loop, state: State) -> Run:
     )
 
 
-def check_problem(data: Any, batch_size: Any, *, replacement: bool = False) -> int:
-    """Returns n after checking data and batch size."""
+def check_data(data: Any) -> int:
+    """Returns n, the number of examples, after checking that all are finite."""
     n = checks.data_size(data)
     checks.check_finite("data", data)
-    if replacement:
-        checks.check_at_least("batch_size", batch_size, 1)
-    else:
-        checks.check_batch_size(batch_size, n)
     return n
+
+
+def check_batch_size(batch_size: Any, n: int, *, replacement: bool = False) -> int:
+    """Returns a batch size; with replacement it may be above n."""
+    if replacement:
+        return checks.check_at_least("batch_size", batch_size, 1)
+    return checks.check_batch_size(batch_size, n)
 
 
 def check_settings(learning_rate: Any, loss_tolerance: Any, divergence: Any) -> Settings:
@@ -327,9 +331,12 @@ def check_settings(learning_rate: Any, loss_tolerance: Any, divergence: Any) -> 
 
 def choose_check_every(check_every: Any, n: int, batch_size: int, max_steps: int) -> int:
     """Returns the number of steps between checks: as asked, or about four passes over the data."""
-    if check_every is None:
-        check_every = min(max(10, 4 * n // batch_size), 1000)
-    return min(checks.check_at_least("check_every", check_every, 1), max_steps)
+    if check_every is not None:
+        return min(checks.check_at_least("check_every", check_every, 1), max_steps)
+    about = min(max(10, 4 * n // batch_size), 1000, max_steps)
+    # one that divides the step limit keeps the inner loop's length static
+    even = (every for every in range(about, about // 2, -1) if max_steps % every == 0)
+    return next(even, about)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,0 +1,222 @@
+"""Finished runs of a sweep on disk: written at once, atomically, and found again.
+
+    out/sweep.json               what the sweep is
+    out/runs/<id>/record.json    configuration and metrics of one finished run
+    out/runs/<id>/history.npz    steps and losses along the run
+    out/runs/<id>/params/        parameters, as an orbax checkpoint
+
+A run is written to a temporary folder beside its place and renamed into it when complete, so a
+folder under its own name is always whole, whenever the process was killed.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+SWEEP_FILE = "sweep.json"
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class Store:
+    """The output folder of one sweep."""
+
+    def __init__(self, folder: Path | str, description: Mapping[str, Any]):
+        """Opens a folder for the sweep described, or a fresh one.
+
+        Args:
+          folder: the output folder; created if need be.
+          description: what identifies the sweep: JSON values. Floats agree to 1e-3 relative.
+
+        Raises:
+          ValueError: if the folder holds a different sweep, with what differs, or other files
+            where a sweep would be expected.
+        """
+        self.folder = Path(folder)
+        self.runs = self.folder / "runs"
+        held = read_description(self.folder)
+        if held is None:
+            if self.runs.exists() and any(self.runs.iterdir()):
+                raise ValueError(
+                    f"{self.folder} has a folder of runs but no {SWEEP_FILE}, so it cannot be "
+                    "told which sweep it is: give another output folder, or remove it"
+                )
+            self.runs.mkdir(parents=True, exist_ok=True)
+            _write_json(self.folder / SWEEP_FILE, description)
+        else:
+            different = differences(held, dict(description))
+            if different:
+                raise ValueError(
+                    f"{self.folder} holds a different sweep ({'; '.join(different)}): "
+                    "give another output folder, or remove that one"
+                )
+            self.runs.mkdir(parents=True, exist_ok=True)
+        self._remove_remains()
+
+    def write(
+        self, identifier: str, record: Mapping[str, Any], params: Any, history: Mapping[str, Any]
+    ) -> None:
+        """Writes one finished run; another process that was faster is left alone."""
+        place = self.runs / identifier
+        temporary = self.runs / f".{identifier}.{socket.gethostname()}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_params(temporary / "params", params)
+        arrays: dict[str, Any] = {name: np.asarray(values) for name, values in history.items()}
+        np.savez(temporary / "history.npz", **arrays)
+        _write_json(temporary / "record.json", record)
+        try:
+            temporary.rename(place)
+        except OSError:
+            if not (place / "record.json").exists():
+                raise
+            shutil.rmtree(temporary)
+
+    def record(self, identifier: str) -> dict[str, Any] | None:
+        """Returns the record of a finished run, or None."""
+        path = self.runs / identifier / "record.json"
+        return read_json(path) if path.exists() else None
+
+    def _remove_remains(self) -> None:
+        """Removes what killed processes of this machine left half written."""
+        for path in self.runs.glob(f".*.{socket.gethostname()}.*"):
+            pid = path.name.rpartition(".")[2]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def read_description(folder: Path | str) -> dict[str, Any] | None:
+    """Returns what the sweep in a folder is, or None if it holds none."""
+    path = Path(folder) / SWEEP_FILE
+    return read_json(path) if path.exists() else None
+
+
+def read_records(folder: Path | str) -> list[dict[str, Any]]:
+    """Returns the records of all finished runs in a folder, by learning rate within batch size.
+
+    Raises:
+      ValueError: if the folder holds no sweep.
+    """
+    if read_description(folder) is None:
+        raise ValueError(f"{folder} holds no sweep: {SWEEP_FILE} is missing")
+    records = [read_json(path) for path in (Path(folder) / "runs").glob("[!.]*/record.json")]
+    names = ("batch_size", "learning_rate", "init_scale", "seed")
+    return sorted(records, key=lambda record: tuple(record[name] for name in names))
+
+
+def save_params(path: Path, params: Any) -> None:
+    """Writes parameters as an orbax checkpoint."""
+    import orbax.checkpoint as ocp  # costs a second to import: only who writes pays
+
+    with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), jax.tree.map(np.asarray, params))
+
+
+def load_params(path: Path | str, like: Any = None) -> Any:
+    """Reads the parameters of a finished run.
+
+    Args:
+      path: the folder of the checkpoint, `out/runs/<id>/params`.
+      like: pytree of the same structure (its leaves are ignored); without it dicts and lists come
+        back as such, and other containers as dicts.
+
+    Raises:
+      ValueError: if there is no checkpoint.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    if not path.exists():
+        raise ValueError(f"no checkpoint at {path}")
+    with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+        if like is None:
+            return checkpointer.restore(path)
+        # names, not positions, decide which array goes where
+        template = jax.tree.map(lambda _: np.zeros(()), like)
+        restored = checkpointer.restore(path, item=template)
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
+
+
+def differences(held: Any, wanted: Any, name: str = "") -> list[str]:
+    """Returns one line for each entry of two descriptions that differs."""
+    wanted = json.loads(json.dumps(_to_json(wanted)))
+    held = _to_json(held)
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        lines = []
+        for key in [*held, *(key for key in wanted if key not in held)]:
+            inner = f"{name}.{key}" if name else key
+            lines += differences(held.get(key), wanted.get(key), inner)
+        return lines
+    numbers = isinstance(held, float) and isinstance(wanted, float)
+    # the same sum in another order, on another device: far below what a change of sweep does
+    same = math.isclose(held, wanted, rel_tol=1e-3) if numbers else held == wanted
+    return [] if same else [f"{name} was {held!r}, now {wanted!r}"]
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON in which NaN and infinities stand as the strings nan, inf, -inf."""
+
+    def revive(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: revive(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [revive(item) for item in value]
+        return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+    return revive(json.loads(path.read_text()))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(_to_json(value), file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _to_json(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps orbax's reports on its own files out of the terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

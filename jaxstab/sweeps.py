@@ -1,0 +1,327 @@
+"""A grid of runs over all devices, resumable: learning rates x batch sizes x scales x seeds.
+
+Runs are grouped by batch size, which is all that compilation depends on; `jaxstab.lanes` spreads
+them over the devices, and `jaxstab.store` keeps what is finished.
+
+Several hosts (`jax.distributed`): every process drives its own devices and takes every
+`process_count`-th missing run; the processes share nothing but the output folder.
+"""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxstab import checks, lanes, store, training
+from jaxstab.callables import as_pytree
+from jaxstab.lanes import Point
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The finished runs of a sweep.
+
+    Attributes:
+      records: one dict per run, ordered by batch size, learning rate, initialisation scale, seed.
+        Keys: batch_size, learning_rate, init_scale, seed, status ("converged", "step_limit",
+        "diverged"), steps, loss, initial_loss; with measuring gradient_norm, sharpness and
+        nonuniformity, each of the two also with _lower, _upper, _residual, _matvecs, _converged;
+        and what `evaluate` returned. What was not measured (diverged runs) is NaN.
+      out: the output folder, or None.
+    """
+
+    records: list[dict[str, Any]]
+    out: Path | None
+    _like: Any = field(repr=False, default=None)
+    _kept: dict[Point, Any] = field(repr=False, default_factory=dict)
+
+    def load_params(self, record: Mapping[str, Any]) -> Any:
+        """Returns the parameters at the end of a run."""
+        point = _point(record)
+        if self.out is None:
+            return self._kept[point][0]
+        return store.load_params(self.out / "runs" / point.identifier / "params", self._like)
+
+    def load_history(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Returns the arrays `steps` and `loss` along a run."""
+        point = _point(record)
+        if self.out is None:
+            return self._kept[point][1]
+        with np.load(self.out / "runs" / point.identifier / "history.npz") as file:
+            return dict(file)
+
+
+def use_host_devices(count: int | None = None) -> int:
+    """Makes JAX show one CPU device per core, so that a sweep trains one run on each.
+
+    A process-wide choice of JAX that can be made only before its first computation, so a program
+    makes it (the command line does, first thing), never a function of this library.
+
+    Args:
+      count: number of CPU devices; by default the cores that this process may use.
+
+    Returns:
+      The number of CPU devices asked for.
+
+    Raises:
+      RuntimeError: if JAX has already started with another number.
+    """
+    if count is None:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+        count = count or os.cpu_count() or 1
+    checks.check_at_least("count", count, 1)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if len(jax.local_devices(backend="cpu")) != count:
+            raise RuntimeError(
+                "the number of host devices must be set before JAX's first computation: call "
+                "use_host_devices() at the start of the program"
+            ) from error
+    return count
+
+
+def sweep(
+    loss: Callable[..., Any],
+    init: Callable[..., Any],
+    data: Any,
+    *,
+    optimizer: Callable[[Any], Any],
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    seeds: Sequence[int],
+    max_steps: int | Mapping[int, int],
+    init_scales: Sequence[float] = (1.0,),
+    loss_tolerance: float | None = 1e-4,
+    check_every: int | None = None,
+    divergence: float = 1e6,
+    replacement: bool = False,
+    chunk_size: int | None = None,
+    out: Path | str | None = None,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
+    measure: bool | Callable[..., Any] = True,
+    config: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int, Mapping[str, Any] | None], None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    runs_per_device: int | None = None,
+) -> SweepResult:
+    """Trains every combination of learning rate, batch size, scale and seed, and measures a and s.
+
+    A seed fixes the initial parameters (for all learning rates and batch sizes) and the batches
+    (for all learning rates), whatever the number of devices. With `out`, each finished run is
+    written at once and a repeated call does only what is missing.
+
+    Args:
+      loss: `loss(params, example) -> scalar` for one example.
+      init: `init(key, scale) -> params`, traceable.
+      data: pytree of arrays with a leading axis n.
+      optimizer: function of the learning rate, a traced scalar, that returns an optax
+        transformation: `optax.sgd`, `lambda lr: js.transforms.sgd(lr, momentum=0.9)`.
+      learning_rates: grid, 1 / (unit of sharpness).
+      batch_sizes: grid, each in 1..n; n is gradient descent.
+      seeds: grid.
+      max_steps: step limit, for all batch sizes or by batch size.
+      init_scales: grid of scales handed to `init`.
+      loss_tolerance: see `train`; so for `check_every`, `divergence`, `replacement`, `chunk_size`.
+      check_every: see `train`.
+      divergence: see `train`.
+      replacement: see `train`.
+      chunk_size: see `train`.
+      out: output folder; None keeps everything in memory.
+      evaluate: `evaluate(params) -> dict of scalars`, traceable; its entries join the records. Hand
+        in a `jax.tree_util.Partial` to keep the arrays that it uses out of the compiled code.
+      measure: whether to measure sharpness and non-uniformity where a run ends, or the function
+        that does, called as `measure(loss, params, data, key=key)`: `jaxstab.measure` by default,
+        `functools.partial(jaxstab.measure, tol=1e-2)`, say.
+      config: what else identifies the sweep (names of model and data set), for the folder.
+      progress: called as `progress(done, total, record)` after each run, and first with None.
+      devices: devices to use; by default those of this process.
+      runs_per_device: runs vmapped in each device; by default 1 on CPU and 16 elsewhere.
+
+    Returns:
+      `SweepResult`. A run that diverged is a result like others.
+
+    Raises:
+      ValueError: if an argument is out of range, data are empty or not finite, or `out` holds a
+        different sweep. Before any training.
+      TypeError: if `init` does not give floating-point arrays.
+    """
+    points = grid(learning_rates, batch_sizes, seeds, init_scales, data, replacement=replacement)
+    settings = training.check_settings(1.0, loss_tolerance, divergence)
+    n = checks.data_size(data)
+    loops = {}
+    for size in dict.fromkeys(point.batch_size for point in points):
+        limit = max_steps.get(size) if isinstance(max_steps, Mapping) else max_steps
+        limit = checks.check_at_least(f"max_steps for batch size {size}", limit, 1)
+        every = training.choose_check_every(check_every, n, size, limit)
+        loops[size] = training.Loop(optimizer, size, limit, every, replacement, chunk_size)
+    loss, init = as_pytree(loss), as_pytree(init)
+    initial = jax.jit(init)(jax.random.key(points[0].seed), points[0].init_scale)
+    checks.check_params(initial)
+    measuring = None if isinstance(measure, bool) else measure
+    if measure is True:
+        from jaxstab.measurement import measure as measuring
+    mesh = lanes.make_mesh(devices)
+    if runs_per_device is None:
+        runs_per_device = 1 if mesh.devices.flat[0].platform == "cpu" else 16
+    work = lanes.Work(
+        loss,
+        init,
+        data,
+        settings,
+        None if evaluate is None else as_pytree(evaluate),
+        measuring,
+        mesh,
+        checks.check_at_least("runs_per_device", runs_per_device, 1),
+    )
+    folder = None
+    if out is not None:
+        folder = store.Store(out, _describe(work, loops, points, initial, config))
+    return _run_missing(work, loops, points, folder, progress, initial)
+
+
+def _run_missing(
+    work: lanes.Work,
+    loops: Mapping[int, training.Loop],
+    points: Sequence[Point],
+    folder: store.Store | None,
+    progress: Callable[..., None] | None,
+    like: Any,
+) -> SweepResult:
+    """Does the runs that the folder does not hold and returns all of them."""
+    stored = {point: folder.record(point.identifier) for point in points} if folder else {}
+    records = {point: record for point, record in stored.items() if record is not None}
+    kept = {}
+    if progress is not None:
+        progress(len(records), len(points), None)
+    missing = [point for point in points if point not in records]
+    mine = missing[jax.process_index() :: jax.process_count()]
+    for point, record, params, history in lanes.ended_runs(work, loops, mine):
+        if folder is None:
+            kept[point] = params, history
+        else:
+            folder.write(point.identifier, record, params, history)
+        records[point] = record
+        if progress is not None:
+            progress(len(records), len(points), record)
+    done = [records[point] for point in points if point in records]
+    return SweepResult(done, folder.folder if folder else None, like, kept)
+
+
+def _describe(
+    work: lanes.Work,
+    loops: Mapping[int, training.Loop],
+    points: Sequence[Point],
+    initial: Any,
+    config: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Returns what identifies a sweep, as JSON values.
+
+    Code has no reliable name, so loss, initialisation and optimizer are told by what they do: the
+    loss at the first initial parameters, and the length of one update.
+    """
+    first, loop = points[0], next(iter(loops.values()))
+
+    @jax.jit
+    def probe(loss, params, data, rate):
+        optimizer = optax.with_extra_args_support(loop.optimizer(rate))
+        gradient = jax.tree.map(lambda x: x + 1, params)  # any will do: it costs no differentiation
+        same = {"value": 1.0, "grad": gradient, "value_fn": lambda _: 1.0, "grad_fn": lambda p: p}
+        update, _ = optimizer.update(gradient, optimizer.init(params), params, **same)
+        return training.mean_loss(loss, params, data, chunk_size=loop.chunk_size), optax.tree.norm(
+            update
+        )
+
+    loss, update = probe(work.loss, initial, work.data, first.learning_rate)
+    leaves = jax.tree_util.tree_leaves_with_path(initial)
+    fields = zip(*points, strict=True)
+    names = [f"{name}s" for name in Point._fields]
+    return {name: sorted(set(values)) for name, values in zip(names, fields, strict=True)} | {
+        "max_steps": {str(size): loop.max_steps for size, loop in loops.items()},
+        "check_every": {str(size): loop.check_every for size, loop in loops.items()},
+        "loss_tolerance": float(work.settings.loss_tolerance),
+        "divergence": float(work.settings.divergence),
+        "replacement": loop.replacement,
+        "data": _digest(work.data),
+        "parameters": {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
+        },
+        "first initial loss": float(loss),
+        "first update": float(update),
+        "measure": _name(work.measure),
+        "evaluate": _evaluated(work.evaluate, initial),
+        "config": dict(config or {}),
+    }
+
+
+def _digest(data: Any) -> str:
+    """Returns a hash of the contents and shapes of all arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _name(measure: Any) -> str | None:
+    """Returns a name of the measuring function, with the options bound to it."""
+    if isinstance(measure, partial):
+        options = ", ".join(f"{key}={value!r}" for key, value in sorted(measure.keywords.items()))
+        return f"{_name(measure.func)}({options})"
+    return None if measure is None else f"{measure.__module__}.{measure.__qualname__}"
+
+
+def _evaluated(evaluate: Any, params: Any) -> list[str]:
+    return [] if evaluate is None else sorted(jax.eval_shape(evaluate, params))
+
+
+def _point(record: Mapping[str, Any]) -> Point:
+    return Point(*(record[name] for name in Point._fields))
+
+
+def grid(
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    seeds: Sequence[int],
+    init_scales: Sequence[float],
+    data: Any,
+    *,
+    replacement: bool = False,
+) -> list[Point]:
+    """Returns the checked points of a grid, in the order of `Point`'s fields."""
+    n = training.check_data(data)
+    named = {
+        "learning_rates": learning_rates,
+        "batch_sizes": batch_sizes,
+        "seeds": seeds,
+        "init_scales": init_scales,
+    }
+    for name, values in named.items():
+        if len(values) == 0:
+            raise ValueError(f"{name} is empty: give at least one")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} has repeated values: {list(values)}")
+    for value in learning_rates:
+        checks.check_positive("learning_rate", value)
+    for value in init_scales:
+        checks.check_positive("init_scale", value)
+    for value in seeds:
+        if checks.check_at_least("seed", value, 0) >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {value}")
+    for value in batch_sizes:
+        training.check_batch_size(value, n, replacement=replacement)
+    return [
+        Point(int(size), float(rate), float(scale), int(seed))
+        for size, rate, scale, seed in itertools.product(
+            sorted(batch_sizes), sorted(learning_rates), sorted(init_scales), sorted(seeds)
+        )
+    ]
