@@ -1,6 +1,6 @@
 """What sharpness, non-uniformity, H and Sigma say about an optimizer at a minimum."""
 
-from jaxstab.stability import edges
+from jaxstab.stability import diffusion, edges, exact, linearized
 from jaxstab.stability.criteria import (
     Box,
     Margins,
@@ -10,5 +10,27 @@ from jaxstab.stability.criteria import (
     variance_factor,
     verdict,
 )
+from jaxstab.stability.growth import (
+    LearningRateLimit,
+    max_learning_rate,
+    second_moment_growth,
+    second_moment_operator,
+)
 
-__all__ = ["Box", "Margins", "Verdict", "box", "edges", "margins", "variance_factor", "verdict"]
+__all__ = [
+    "Box",
+    "LearningRateLimit",
+    "Margins",
+    "Verdict",
+    "box",
+    "diffusion",
+    "edges",
+    "exact",
+    "linearized",
+    "margins",
+    "max_learning_rate",
+    "second_moment_growth",
+    "second_moment_operator",
+    "variance_factor",
+    "verdict",
+]

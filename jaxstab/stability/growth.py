@@ -1,0 +1,225 @@
+"""Eq. 8 matrix-free: lambda_max{(I - eta H)^2 + eta^2 pi(B) Sigma} <= 1, and the largest such eta.
+
+One step of linearised SGD from x gives E |x'|^2 = x^T M x with the matrix M of eq. 8, so its
+largest eigenvalue is the factor by which E |x|^2 can grow in one step at most. Source: Wu, Ma, E,
+NeurIPS 2018, eq. 8.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxstab.callables import as_pytree
+from jaxstab.checks import check_at_least, check_positive
+from jaxstab.eigen import lanczos
+from jaxstab.eigen.result import EigenResult
+from jaxstab.stability.criteria import variance_factor
+
+Matvec = Callable[[Any], Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SecondMomentOperator:
+    """v -> (I - eta H)^2 v + eta^2 pi Sigma v. Cost: two products with H and one with Sigma."""
+
+    hessian: Matvec
+    variance: Matvec | None
+    """v -> Sigma v; None where pi = 0."""
+    learning_rate: Any
+    factor: Any
+    """pi(B)."""
+
+    def __call__(self, v: Any) -> Any:
+        """Returns M v; `v` is shaped like the parameters."""
+        eta = self.learning_rate
+        once = jax.tree.map(lambda x, hx: x - eta * hx, v, self.hessian(v))
+        twice = jax.tree.map(lambda x, hx: x - eta * hx, once, self.hessian(once))
+        if self.variance is None:
+            return twice
+        scale = eta**2 * self.factor
+        return jax.tree.map(lambda x, sx: x + scale * sx, twice, self.variance(v))
+
+
+def second_moment_operator(
+    hessian: Matvec,
+    variance: Matvec,
+    *,
+    learning_rate: Any,
+    batch_size: int,
+    n: int,
+    replacement: bool = False,
+) -> SecondMomentOperator:
+    """Returns the matrix of eq. 8, M = (I - eta H)^2 + eta^2 pi(B) Sigma, as an operator pytree.
+
+    Args:
+      hessian: v -> H v, for example `jaxstab.hessian(loss, params, data)`.
+      variance: v -> Sigma v, for example `jaxstab.hessian_variance(loss, params, data)`.
+      learning_rate: eta; an operand, so a new value compiles nothing.
+      batch_size: B.
+      n: number of examples.
+      replacement: whether batches are drawn with replacement.
+
+    Raises:
+      ValueError: if the learning rate is not positive or the batch size is not in 1..n.
+    """
+    check_positive("learning_rate", learning_rate)
+    pi = variance_factor(n, batch_size, replacement)
+    operators = as_pytree(hessian), as_pytree(variance) if pi else None
+    return SecondMomentOperator(*operators, learning_rate, pi)
+
+
+def second_moment_growth(
+    hessian: Matvec,
+    variance: Matvec,
+    like: Any,
+    *,
+    learning_rate: Any,
+    batch_size: int,
+    n: int,
+    key: jax.Array,
+    replacement: bool = False,
+    tol: float = 1e-3,
+    max_matvecs: int = 200,
+    v0: Any | None = None,
+) -> EigenResult:
+    """Returns the largest eigenvalue of eq. 8: at most 1 means stable in mean square.
+
+    E |x|^2 of linearised SGD grows by at most this factor per step. Where H and Sigma have a
+    common null space, as at every over-parametrised minimum, the eigenvalue is never below 1, and
+    a stable minimum has exactly 1: judge it with a tolerance, or with `max_learning_rate`.
+
+    Args:
+      hessian: v -> H v.
+      variance: v -> Sigma v.
+      like: pytree shaped like the parameters.
+      learning_rate: eta.
+      batch_size: B.
+      n: number of examples.
+      key: random key of the start vector.
+      replacement: whether batches are drawn with replacement.
+      tol: relative accuracy of the eigenvalue, as for `eigen.lanczos`.
+      max_matvecs: products with M; each costs two with H and one with Sigma.
+      v0: start vector.
+
+    Returns:
+      `EigenResult` of M; the value has no unit.
+    """
+    operator = second_moment_operator(
+        hessian,
+        variance,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        n=n,
+        replacement=replacement,
+    )
+    return lanczos(tol=tol, max_matvecs=max_matvecs)(operator, like, key=key, v0=v0)
+
+
+class LearningRateLimit(NamedTuple):
+    """The largest learning rate that meets eq. 8, and how well that is known."""
+
+    value: float
+    """eta; an upper bound of the exact limit, at which eq. 8 holds up to `growth`."""
+    growth: EigenResult | None
+    """Largest eigenvalue of eq. 8 at `value`: its upper end bounds the growth of E |x|^2."""
+    matvecs: int
+    """Products with H plus products with Sigma."""
+    converged: bool
+    """Whether `growth` is certified to be at most 1 + 2 tol."""
+
+
+def max_learning_rate(
+    hessian: Matvec,
+    variance: Matvec,
+    like: Any,
+    *,
+    batch_size: int,
+    n: int,
+    key: jax.Array,
+    replacement: bool = False,
+    tol: float = 1e-3,
+    max_matvecs: int = 200,
+    max_iterations: int = 20,
+) -> LearningRateLimit:
+    """Returns the largest learning rate that meets eq. 8, for positive semi-definite H.
+
+    With K = H^2 + pi(B) Sigma, eq. 8 reads eta^2 K <= 2 eta H, so the limit is 2/mu with
+    mu = max_v (v^T K v)/(v^T H v) = lambda_max(H^(+/2) K H^(+/2)). Neither roots nor inverses of H
+    are needed: this is a ratio of quadratic forms, maximised by Dinkelbach's iteration. Find the
+    top eigenvector v of eq. 8 at the present eta; if its eigenvalue is above 1, the ratio at v is a
+    smaller eta = 2 v^T H v / v^T K v, and still no smaller than the limit. It is Newton's method on
+    a convex function: monotone from above, superlinear, 3 to 8 eigenproblems, H may be singular.
+
+    Args:
+      hessian: v -> H v.
+      variance: v -> Sigma v.
+      like: pytree shaped like the parameters.
+      batch_size: B.
+      n: number of examples.
+      key: random key.
+      replacement: whether batches are drawn with replacement.
+      tol: eq. 8 counts as met when its eigenvalue is at most 1 + tol.
+      max_matvecs: products with M in each eigenproblem.
+      max_iterations: eigenproblems to spend.
+
+    Returns:
+      `LearningRateLimit`. The value is 0 if H has a direction of negative curvature (no learning
+      rate is then stable) and infinite if H = 0.
+
+    Raises:
+      ValueError: if the batch size is not in 1..n.
+    """
+    check_at_least("max_iterations", max_iterations, 1)
+    pi = variance_factor(n, batch_size, replacement)
+    per_product = 3 if pi else 2
+    hessian, variance = as_pytree(hessian), as_pytree(variance)
+    solve = lanczos(tol=tol, max_matvecs=max_matvecs)
+    top = solve(hessian, like, key=key)
+    v, spent = top.vector, int(top.matvecs)
+    growth: EigenResult | None = None
+    value = float("inf")
+    for _ in range(max_iterations):
+        curvature, second = (float(x) for x in _forms(hessian, variance if pi else None, pi, v))
+        spent += per_product - 1
+        if curvature <= 0:
+            value = float("inf") if curvature == second == 0 else 0.0
+            return LearningRateLimit(value, growth, spent, bool(top.converged))
+        value = min(value, 2 * curvature / second)
+        key, _ = jax.random.split(key)
+        growth = second_moment_growth(
+            hessian,
+            variance,
+            like,
+            learning_rate=value,
+            batch_size=batch_size,
+            n=n,
+            key=key,
+            replacement=replacement,
+            tol=tol,
+            max_matvecs=max_matvecs,
+        )
+        spent += per_product * int(growth.matvecs)
+        if float(growth.value) <= 1 + tol:
+            break
+        v = growth.vector
+    assert growth is not None  # at least one iteration
+    met = bool(growth.converged) and float(growth.interval.upper) <= 1 + 2 * tol
+    return LearningRateLimit(value, growth, spent, met)
+
+
+@jax.jit
+def _forms(hessian: Matvec, variance: Matvec | None, pi: Any, v: Any) -> tuple[Any, Any]:
+    """Returns v^T H v and v^T (H^2 + pi Sigma) v."""
+    product = hessian(v)
+    second = _dot(product, product)
+    if variance is not None:
+        second = second + pi * _dot(v, variance(v))
+    return _dot(v, product), second
+
+
+def _dot(u: Any, v: Any) -> Any:
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True))
