@@ -228,7 +228,7 @@ def _draw_margins(
 ) -> None:
     """Each run as a fraction of its bounds, grouped by batch size: a in full, s in open markers."""
     axes.axhline(1.0, ls="--", color="#444444")
-    axes.annotate("bound", (0.0, 1.0), xycoords=("axes fraction", "data"), va="bottom")
+    axes.annotate("bound", (0.01, 1.0), xycoords=("axes fraction", "data"), va="bottom")
     ticks, names = [], []
     for group, size in enumerate(sorted(boxes)):
         for quantity, values, bound in zip("as", (a, s), boxes[size]):
@@ -250,7 +250,7 @@ def _draw_margins(
                     alpha=0.75,
                 )
     axes.set_xticks(ticks, names)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(1.1, 1.05 * axes.get_ylim()[1]))
     axes.set_ylabel("measured / bound  [1]")
     axes.set_title("fraction of the bound: a / (2/η) and s / bound of eq. 9")
 

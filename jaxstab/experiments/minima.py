@@ -150,10 +150,13 @@ def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
         far = (
             "; MORE THAN 5 % OUTSIDE: look for an error" if worst_margin(row) < -SUSPICIOUS else ""
         )
+        of_s = row["nonuniformity_margin"]
         lines.append(
             f"  {row['side']}: eta {row['learning_rate']:g}, B {row['batch_size']}, scale "
             f"{row['init_scale']:g}, seed {row['seed']}: margin of a "
-            f"{row['sharpness_margin']:+.2%}, of s {row['nonuniformity_margin']:+.2%}{far}"
+            f"{row['sharpness_margin']:+.2%}"
+            + (f", of s {of_s:+.2%}" if math.isfinite(row["nonuniformity_bound"]) else "")
+            + far
         )
     return "\n".join(lines)
 

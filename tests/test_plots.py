@@ -1,0 +1,123 @@
+"""Figures: labelled axes, theory dashed and named, no global state."""
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from jaxstab import plots
+
+N = 1000
+
+
+def selection(scales=(0.5, 1.0)):
+    boxes = {4: (1.0, 1.0), 10: (1.0, 1.6), N: (1.0, np.inf)}
+    batch = np.repeat(list(boxes), len(scales))
+    scale = np.tile(scales, len(boxes))
+    a = np.linspace(0.2, 1.02, len(batch))
+    return plots.selection(
+        sharpness=a,
+        nonuniformity=2 * a,
+        batch_size=batch,
+        init_scale=scale,
+        learning_rate=2.0,
+        boxes=boxes,
+        n=N,
+        title="title",
+    )
+
+
+def edge():
+    eta = np.repeat([0.1, 0.5], 3)
+    theirs = plots.Series("Table 2", [0.1], [19.6], [0.15], hollow=True, joined=False)
+    return plots.edge(
+        learning_rate=eta, sharpness=1.9 / eta, blew_up=[5.0], published=theirs, title="title"
+    )
+
+
+def mean_std():
+    series = [plots.Series("one", [1, 2, 4], [1.0, 2.0, 3.0], [0.1, 0.1, 0.1])]
+    lines = [plots.Line("bound", 2.5), plots.Line("theory", [1, 2, 3], [1, 2, 4])]
+    return plots.mean_std(series, xlabel="x  [1]", ylabel="y  [1]", lines=lines, log_x=True)
+
+
+def dashed(axes):
+    return [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+
+
+@pytest.mark.parametrize("draw", [selection, edge, mean_std])
+def test_every_axis_has_a_name_with_its_unit(draw, tmp_path):
+    before = dict(matplotlib.rcParams)
+    figure = draw()
+    assert isinstance(figure, Figure)
+    for axes in figure.axes:
+        assert "[" in axes.get_ylabel()
+        assert "[" in axes.get_xlabel() or axes.get_xticklabels()
+        assert dashed(axes), "theory is dashed"
+    figure.savefig(tmp_path / "f.png")
+    assert dict(matplotlib.rcParams) == before
+
+
+def legend(figure):
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return [text.get_text() for one in legends if one for text in one.get_texts()]
+
+
+def test_selection_names_every_bound_and_series():
+    names = legend(selection())
+    assert names[:3] == ["B = 4", "B = 10", f"B = n = {N} (GD)"]
+    assert "a = 2/η = 1" in names
+    assert "bound of s, B = 4: 1" in names and "bound of s, B = 10: 1.6" in names
+    assert not any("GD): inf" in name for name in names)  # the full batch has no bound of s
+    assert names[-2:] == ["init scale 0.5", "init scale 1"]
+
+
+def test_selection_draws_every_run_where_it_was_measured():
+    figure = selection()
+    drawn = [c.get_offsets() for c in figure.axes[0].collections]
+    points = np.concatenate([points for points in drawn if len(points)])
+    a = np.linspace(0.2, 1.02, 6)
+    np.testing.assert_allclose(np.sort(points[:, 0]), a)
+    np.testing.assert_allclose(np.sort(points[:, 1]), 2 * a)
+    # 6 values of a and 4 of s (none for the full batch) on the right
+    right = [c.get_offsets() for c in figure.axes[1].collections]
+    assert sum(map(len, right)) == 10
+
+
+def test_selection_without_a_single_minimum():
+    figure = plots.selection(
+        sharpness=[],
+        nonuniformity=[],
+        batch_size=[],
+        init_scale=[],
+        learning_rate=0.5,
+        boxes={4: (4.0, 4.0)},
+        n=N,
+    )
+    assert "a = 2/η = 4" in legend(figure)
+
+
+def test_edge_shows_published_numbers_and_what_blew_up():
+    figure = edge()
+    assert "Table 2" in legend(figure) and "2/η" in legend(figure)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert len([text for text in texts if "blew up" in text]) == 2
+    low, high = figure.axes[1].get_xlim()
+    assert low < 0.1 and high > 5.0
+
+
+def test_edge_without_a_single_minimum():
+    plots.edge(learning_rate=[], sharpness=[], blew_up=[1.0])
+    plots.edge(learning_rate=[], sharpness=[])
+
+
+def test_colours_are_distinct_in_grey_and_named_once():
+    assert len(set(plots.COLORS)) == len(plots.COLORS) == len(set(plots.MARKERS))
+
+
+def test_pyplot_is_never_imported():
+    code = "import sys, jaxstab.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
