@@ -88,10 +88,10 @@ def nonuniformity(
     operator = hessian_variance(loss, params, data, method=method, chunk_size=chunk_size)
     # A relative error 2 t of λ is a relative error t of s.
     solve = lanczos(tol=2 * tol, max_matvecs=max_matvecs)
-    return _square_root(solve(operator, operator.params, key=key, v0=v0))
+    return square_root(solve(operator, operator.params, key=key, v0=v0))
 
 
-def _square_root(result: EigenResult) -> EigenResult:
+def square_root(result: EigenResult) -> EigenResult:
     """The result for √λ from the result for λ ≥ 0."""
     value, lower, upper = (jnp.sqrt(jnp.maximum(x, 0.0)) for x in (result.value, *result.interval))
     # A residual r of λ moves √λ by at most r / √λ, and by √r where λ vanishes.
@@ -103,7 +103,8 @@ def _square_root(result: EigenResult) -> EigenResult:
 
 
 @jax.jit
-def _loss_and_gradient_norm(loss: Any, params: Params, data: Any) -> tuple[jax.Array, jax.Array]:
+def loss_and_gradient_norm(loss: Any, params: Params, data: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns L(θ) and ‖∇L(θ)‖; `loss` is a callable pytree."""
     n = data_size(data)
     total, gradient = jax.value_and_grad(lambda params: total_loss(loss, params, data))(params)
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradient)]
@@ -130,7 +131,7 @@ def measure(
     loss, params, data = check_problem(loss, params, data)
     keys = jax.random.split(key)
     common: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "chunk_size": chunk_size}
-    value, gradient_norm = _loss_and_gradient_norm(loss, params, data)
+    value, gradient_norm = loss_and_gradient_norm(loss, params, data)
     if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
         raise ValueError(
             f"the loss at params is {value}: the run diverged or the data hold extreme values"
