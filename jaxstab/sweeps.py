@@ -250,6 +250,7 @@ def _describe(
         "loss_tolerance": float(work.settings.loss_tolerance),
         "divergence": float(work.settings.divergence),
         "replacement": loop.replacement,
+        "n": checks.data_size(work.data),
         "data": _digest(work.data),
         "parameters": {
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
