@@ -1,0 +1,246 @@
+"""Where stability ends in the plane of a and s: in closed form, exactly, and by simulation.
+
+The problems are one-parameter families H_i = H + s E_i with sum E_i = 0 and
+lambda_max((1/n) sum E_i^2) = 1, so that s is their non-uniformity. Both the matrix of eq. 8 and
+the second-moment map Q then are a part without s plus eta^2 pi s^2 times a positive part: their
+largest eigenvalues grow with s and cross 1 once. Source: Wu, Ma, E, NeurIPS 2018, Fig. 3.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstab.checks import check_at_least, check_positive
+from jaxstab.stability.criteria import box, variance_factor
+from jaxstab.stability.linearized import Quadratic, SecondMomentMap, draw_batch
+
+_BISECTIONS = 30
+
+
+def eq8_boundary(
+    sharpness: Any, *, learning_rate: float, batch_size: int, n: int, replacement: bool = False
+) -> np.ndarray:
+    """Returns the s at which eq. 8 becomes an equality in one dimension, for each a.
+
+    (1 - eta a)^2 + eta^2 pi s^2 = 1: an ellipse about a = 1/eta that touches the box of eq. 9 at
+    its top and ends in its lower corners, a = 0 and a = 2/eta. NaN beyond them; infinite at B = n.
+
+    Args:
+      sharpness: a, any shape.
+      learning_rate: eta.
+      batch_size: B.
+      n: number of examples.
+      replacement: whether batches are drawn with replacement.
+
+    Example:
+      >>> eq8_boundary([0.0, 2.0, 4.0], learning_rate=0.5, batch_size=1, n=100)
+      array([0., 2., 0.])
+    """
+    top = box(learning_rate, batch_size, n, replacement).nonuniformity
+    rest = 1 - (1 - learning_rate * np.asarray(sharpness, float)) ** 2
+    with np.errstate(invalid="ignore"):
+        root = np.sqrt(np.where(rest >= 0, rest, np.nan))
+        return np.where(root > 0, top * np.where(root > 0, root, 1.0), root)
+
+
+class SimulatedGrowth(NamedTuple):
+    """Growth of E |x|^2 per step, estimated from runs."""
+
+    rate: jax.Array
+    standard_error: jax.Array
+    """Of the rate, from the scatter of the runs in each step."""
+
+
+def simulate_growth(
+    problem: Quadratic,
+    *,
+    learning_rate: Any,
+    batch_size: int,
+    key: jax.Array,
+    runs: int = 500,
+    steps: int = 40,
+    burn_in: int = 10,
+    replacement: bool = False,
+) -> SimulatedGrowth:
+    """Estimates the growth rate of E |x|^2 by running linearised SGD many times side by side.
+
+    The plain mean of |x|^2 over runs is useless: after t steps a few in e^t of them carry it. So
+    after each step the runs are drawn anew in proportion to their growth |x'|^2 / |x|^2 and set
+    back to unit length; the growth averaged over runs and steps estimates lambda_max(Q). In one
+    dimension the directions do not matter and the estimate is unbiased; in more its bias is O(1 /
+    runs).
+
+    Args:
+      problem: quadratic losses without gradient noise (`gradients` are ignored).
+      learning_rate: eta.
+      batch_size: B.
+      key: random key.
+      runs: number of runs side by side.
+      steps: steps that are averaged.
+      burn_in: steps before that, in which the directions settle.
+      replacement: whether batches are drawn with replacement.
+
+    Raises:
+      ValueError: for counts, a learning rate or a batch size that cannot be.
+    """
+    check_positive("learning_rate", learning_rate)
+    variance_factor(problem.n, batch_size, replacement)
+    check_at_least("runs", runs, 2)
+    check_at_least("steps", steps, 2)
+    check_at_least("burn_in", burn_in, 0)
+    options = {"batch_size": batch_size, "runs": runs, "steps": steps, "burn_in": burn_in}
+    return _simulate_growth(problem, learning_rate, key, replacement=replacement, **options)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("batch_size", "runs", "steps", "burn_in", "replacement")
+)
+def _simulate_growth(
+    problem: Quadratic,
+    eta: Any,
+    key: jax.Array,
+    *,
+    batch_size: int,
+    runs: int,
+    steps: int,
+    burn_in: int,
+    replacement: bool,
+) -> SimulatedGrowth:
+    draw = functools.partial(
+        draw_batch, n=problem.n, batch_size=batch_size, replacement=replacement
+    )
+
+    def move(x: jax.Array, key: jax.Array) -> jax.Array:
+        return x - eta * jnp.mean(problem.hessians[draw(key)] @ x, 0)
+
+    def step(x: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        moving, choosing = jax.random.split(key)
+        after = jax.vmap(move)(x, jax.random.split(moving, runs))
+        growth = jnp.sum(after**2, 1)
+        # Systematic resampling: one uniform number, a comb of `runs` equidistant points.
+        comb = (jnp.arange(runs) + jax.random.uniform(choosing)) / runs
+        share = jnp.cumsum(growth)
+        chosen = jnp.minimum(jnp.searchsorted(share / share[-1], comb), runs - 1)
+        after = after[chosen]
+        return after / jnp.linalg.norm(after, axis=1, keepdims=True), (
+            jnp.mean(growth),
+            jnp.var(growth) / runs,
+        )
+
+    start, walk = jax.random.split(key)
+    x = jax.random.normal(start, (runs, problem.hessians.shape[1]), problem.hessians.dtype)
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    rates, variances = jax.lax.scan(step, x, jax.random.split(walk, burn_in + steps))[1]
+    return SimulatedGrowth(
+        jnp.mean(rates[burn_in:]), jnp.sqrt(jnp.mean(variances[burn_in:]) / steps)
+    )
+
+
+class Boundary(NamedTuple):
+    """The non-uniformity at which each condition becomes an equality, for one family."""
+
+    eq9: jax.Array
+    """Top of the box of eq. 9."""
+    eq8: jax.Array
+    """lambda_max{(I - eta H)^2 + eta^2 pi s^2 (1/n) sum E_i^2} = 1."""
+    exact: jax.Array
+    """lambda_max(Q) = 1: the mean-square stability of linearised SGD itself."""
+    simulated: jax.Array
+    """Where the simulated growth crosses 1."""
+    simulated_error: jax.Array
+    """Its standard error."""
+
+
+def find_boundary(
+    problem: Quadratic,
+    *,
+    learning_rate: Any,
+    batch_size: int,
+    key: jax.Array,
+    runs: int = 500,
+    steps: int = 40,
+    replacement: bool = False,
+) -> Boundary:
+    """Returns where stability ends for the problems H + s E_i that share mean and pattern with one.
+
+    In one dimension eq. 8 and the exact boundary are the same number. In more, eq. 8 is sufficient
+    only, so its boundary lies below the exact one, and the box of eq. 9 may lie on either side.
+
+    Args:
+      problem: gives H and E_i = (H_i - H) / s; small, as p^2 x p^2 matrices are formed; H needs
+        0 < a < 2/eta for the boundaries to be positive.
+      learning_rate: eta.
+      batch_size: B < n.
+      key: random key of the simulation.
+      runs: runs side by side.
+      steps: steps that are averaged.
+      replacement: whether batches are drawn with replacement.
+
+    Raises:
+      ValueError: if B = n, where s plays no part, or for counts or rates that cannot be.
+    """
+    check_positive("learning_rate", learning_rate)
+    check_at_least("runs", runs, 2)
+    check_at_least("steps", steps, 2)
+    pi = variance_factor(problem.n, batch_size, replacement)
+    if pi == 0:
+        raise ValueError("at B = n the non-uniformity plays no part: give a smaller batch size")
+    return _find_boundary(
+        problem,
+        learning_rate,
+        pi,
+        key,
+        batch_size=batch_size,
+        runs=runs,
+        steps=steps,
+        replacement=replacement,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "runs", "steps", "replacement"))
+def _find_boundary(
+    problem: Quadratic, eta: Any, pi: Any, key: jax.Array, *, batch_size: int, **options: Any
+) -> Boundary:
+    p = problem.hessians.shape[1]
+    mean = problem.hessian
+    unit = (problem.hessians - mean) / problem.nonuniformity
+    top = 1 / (eta * jnp.sqrt(pi))
+    units = jnp.eye(p * p).reshape(p * p, p, p)
+
+    def at(s: jax.Array) -> Quadratic:
+        return Quadratic(mean + s * unit, problem.gradients)
+
+    def eq8(s: jax.Array) -> jax.Array:
+        once = jnp.eye(p) - eta * mean
+        matrix = once @ once + eta**2 * pi * s**2 * jnp.mean(unit @ unit, 0)
+        return jnp.linalg.eigvalsh(matrix)[-1]
+
+    def exact(s: jax.Array) -> jax.Array:
+        matrix = jax.vmap(SecondMomentMap(at(s), eta, pi))(units).reshape(p * p, p * p)
+        return jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[-1]
+
+    def simulated(s: jax.Array) -> SimulatedGrowth:
+        return _simulate_growth(at(s), eta, key, batch_size=batch_size, burn_in=10, **options)
+
+    found = _crossing(lambda s: simulated(s).rate, top)
+    # d rate / d s by the exact map at the crossing; the same key makes the simulated one smooth.
+    slope = (exact(found * 1.01) - exact(found * 0.99)) / (0.02 * found)
+    error = simulated(found).standard_error / slope
+    return Boundary(top, _crossing(eq8, top), _crossing(exact, top), found, error)
+
+
+def _crossing(rate: Callable[[jax.Array], jax.Array], scale: jax.Array) -> jax.Array:
+    """Returns the s in (0, 4 scale) at which an increasing rate crosses 1, by bisection."""
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        above = rate(middle) > 1
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (0.0 * scale, 4 * scale))
+    return (low + high) / 2
