@@ -59,7 +59,7 @@ class Problem:
 
     def init(self, key: Any, scale: Any) -> Any:
         """Initial parameters, U[−scale/√n_in, scale/√n_in]."""
-        return models.initialize(self.loss.model, key, self.dataset.train[0][:1], scale)
+        return models.initialize(self.loss.model, key, self.dataset.train[0][0], scale)
 
     @property
     def evaluate(self) -> Any:
@@ -104,7 +104,7 @@ def load_problem(
     one_loss = losses.by_name(loss)
     loaded = data.load(dataset, n_train=n_train, classes=classes or None, data_dir=data_dir)
     network = models.by_name(model, loaded.classes)
-    state = models.initial_state(network, loaded.train[0][:1])
+    state = models.initial_state(network, loaded.train[0][0])
     return Problem(loaded, losses.ModelLoss(network, one_loss, state))
 
 
