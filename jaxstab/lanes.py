@@ -26,7 +26,21 @@ from jaxstab.training import Status
 
 AXIS = "runs"
 SLICE_SECONDS = 0.25
-METRICS = ("value", "lower", "upper", "residual", "matvecs", "converged")
+MEASURED = (
+    "gradient_norm",
+    "sharpness",
+    "sharpness_lower",
+    "sharpness_upper",
+    "sharpness_residual",
+    "sharpness_matvecs",
+    "sharpness_converged",
+    "nonuniformity",
+    "nonuniformity_lower",
+    "nonuniformity_upper",
+    "nonuniformity_residual",
+    "nonuniformity_matvecs",
+    "nonuniformity_converged",
+)
 
 
 class Point(NamedTuple):
@@ -176,8 +190,10 @@ def _assess(work: Work, ended: list[Ended]) -> list[Ended]:
     diverged = np.array([run.record["status"] == "diverged" for run in filled])
     shared = work.loss, work.data, work.evaluate
     found = jax.device_get(_assess_lanes(work.measure, work.mesh, shared, params, seeds, diverged))
+    names = [name for name in MEASURED if name in found]  # jax sorts dicts by name
     for lane, run in enumerate(ended):
-        run.record.update({name: values[lane].item() for name, values in found.items()})
+        for name in [*names, *(name for name in found if name not in names)]:
+            run.record[name] = found[name][lane].item()
     return ended
 
 
@@ -186,7 +202,7 @@ def _idle_lanes(work: Work, loop: training.Loop, lanes: int) -> training.State:
     number = jax.ShapeDtypeStruct((), jnp.result_type(float))
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     shared = work.loss, work.init, work.data, work.settings
-    shapes = jax.eval_shape(partial(_begin, loop), shared, seed, number, number)
+    shapes = _begin_lane.eval_shape(loop, shared, seed, number, number)
     states = jax.tree.map(lambda x: np.zeros((lanes, *x.shape), x.dtype), shapes)
     states = states._replace(status=np.full(lanes, Status.STEP_LIMIT, np.int32))
     return jax.device_put(states, NamedSharding(work.mesh, P(AXIS)))
@@ -199,6 +215,10 @@ def _begin(loop: training.Loop, shared: Any, seed: Any, scale: Any, rate: Any) -
     settings = settings._replace(learning_rate=rate)
     state = training.start(loop, loss, init(init_key, scale), data, settings, batch_key)
     return state._replace(key=jax.random.key_data(batch_key))
+
+
+# never run by itself: it remembers the shapes, which an evaluation anew would trace again
+_begin_lane = jax.jit(_begin, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -244,19 +264,11 @@ def _assess_lanes(measure, mesh, shared, params, seeds, diverged):
 
 def _metrics(measurement: Any) -> dict[str, jax.Array]:
     """The scalars of a measurement, by the names that they have in a record."""
-    found = {"gradient_norm": measurement.gradient_norm}
-    for name in ("sharpness", "nonuniformity"):
-        result = getattr(measurement, name)
-        values = (
-            result.value,
-            *result.interval,
-            result.residual,
-            result.matvecs,
-            result.converged,
-        )
-        for metric, value in zip(METRICS, values, strict=True):
-            found[name if metric == "value" else f"{name}_{metric}"] = jnp.asarray(value)
-    return found
+    values = [measurement.gradient_norm]
+    for result in (measurement.sharpness, measurement.nonuniformity):
+        values += [result.value, *result.interval]
+        values += [result.residual, result.matvecs, result.converged]
+    return dict(zip(MEASURED, map(jnp.asarray, values), strict=True))
 
 
 def _missing(shape: Any) -> jax.Array:

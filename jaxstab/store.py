@@ -115,10 +115,8 @@ def read_records(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def save_params(path: Path, params: Any) -> None:
-    """Writes parameters as an orbax checkpoint."""
-    import orbax.checkpoint as ocp  # costs a second to import: only who writes pays
-
-    with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+    """Writes parameters as an orbax checkpoint, by this process alone."""
+    with _checkpointer() as checkpointer:
         checkpointer.save(path.absolute(), jax.tree.map(np.asarray, params))
 
 
@@ -133,12 +131,10 @@ def load_params(path: Path | str, like: Any = None) -> Any:
     Raises:
       ValueError: if there is no checkpoint.
     """
-    import orbax.checkpoint as ocp
-
     path = Path(path).absolute()
     if not path.exists():
         raise ValueError(f"no checkpoint at {path}")
-    with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         if like is None:
             return checkpointer.restore(path)
         # names, not positions, decide which array goes where
@@ -209,14 +205,25 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Keeps orbax's reports on its own files out of the terminal."""
+def _checkpointer() -> Iterator[Any]:
+    """An orbax checkpointer for one process, that keeps its reports off the terminal."""
+    import orbax.checkpoint as ocp  # costs a second to import: only who writes pays
+
+    process = jax.process_index()
+    # by default every process of a job would wait for all others at each file
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process-{process}",
+    )
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+                yield checkpointer
     finally:
         logger.setLevel(level)

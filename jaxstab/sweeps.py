@@ -163,6 +163,7 @@ def sweep(
         limit = checks.check_at_least(f"max_steps for batch size {size}", limit, 1)
         every = training.choose_check_every(check_every, n, size, limit)
         loops[size] = training.Loop(optimizer, size, limit, every, replacement, chunk_size)
+    training.check_optimizer(optimizer, with_learning_rate=True)
     loss, init = as_pytree(loss), as_pytree(init)
     initial = jax.jit(init)(jax.random.key(points[0].seed), points[0].init_scale)
     checks.check_params(initial)
@@ -226,19 +227,20 @@ def _describe(
     """Returns what identifies a sweep, as JSON values.
 
     Code has no reliable name, so loss, initialisation and optimizer are told by what they do: the
-    loss at the first initial parameters, and the length of one update.
+    loss at the first initial parameters, and the length of its second update.
     """
     first, loop = points[0], next(iter(loops.values()))
 
     @jax.jit
     def probe(loss, params, data, rate):
         optimizer = optax.with_extra_args_support(loop.optimizer(rate))
-        gradient = jax.tree.map(lambda x: x + 1, params)  # any will do: it costs no differentiation
+        state = optimizer.init(params)
+        gradient = jax.tree.map(lambda x: x + 1, params)  # any will do, and this one costs nothing
         same = {"value": 1.0, "grad": gradient, "value_fn": lambda _: 1.0, "grad_fn": lambda p: p}
-        update, _ = optimizer.update(gradient, optimizer.init(params), params, **same)
-        return training.mean_loss(loss, params, data, chunk_size=loop.chunk_size), optax.tree.norm(
-            update
-        )
+        for _ in range(2):  # the second one tells what is remembered of the first
+            update, state = optimizer.update(gradient, state, params, **same)
+        value = training.mean_loss(loss, params, data, chunk_size=loop.chunk_size)
+        return value, optax.tree.norm(update)
 
     loss, update = probe(work.loss, initial, work.data, first.learning_rate)
     leaves = jax.tree_util.tree_leaves_with_path(initial)
@@ -256,7 +258,7 @@ def _describe(
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
         },
         "first initial loss": float(loss),
-        "first update": float(update),
+        "second update": float(update),
         "measure": _name(work.measure),
         "evaluate": _evaluated(work.evaluate, initial),
         "config": dict(config or {}),

@@ -177,6 +177,9 @@ def train(
     checks.check_params(params)
     n = check_data(data)
     batch_size = check_batch_size(batch_size, n, replacement=replacement)
+    check_optimizer(optimizer, learning_rate is not None)
+    if chunk_size is not None:
+        checks.check_at_least("chunk_size", chunk_size, 1)
     settings = check_settings(learning_rate, loss_tolerance, divergence)
     loop = Loop(
         optimizer=optimizer if learning_rate is not None else _Fixed(optimizer),
@@ -312,6 +315,20 @@ def check_batch_size(batch_size: Any, n: int, *, replacement: bool = False) -> i
     if replacement:
         return checks.check_at_least("batch_size", batch_size, 1)
     return checks.check_batch_size(batch_size, n)
+
+
+def check_optimizer(optimizer: Any, with_learning_rate: bool) -> None:
+    """Raises unless this is an optax transformation or, with a learning rate, a factory of them."""
+    if with_learning_rate and not callable(optimizer):
+        raise TypeError(
+            "with a learning_rate, optimizer must be a function of it that returns an optax "
+            f"transformation (optax.sgd, not optax.sgd(0.1)), got {type(optimizer).__name__}"
+        )
+    if not with_learning_rate and not hasattr(optimizer, "update"):
+        raise TypeError(
+            "without a learning_rate, optimizer must be an optax transformation (optax.sgd(0.1), "
+            f"not optax.sgd), got {type(optimizer).__name__}"
+        )
 
 
 def check_settings(learning_rate: Any, loss_tolerance: Any, divergence: Any) -> Settings:

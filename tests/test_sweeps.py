@@ -1,0 +1,281 @@
+"""A grid of runs: right numbers on any devices, resumable, killable, and wrong input refused."""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxstab import sweeps, training
+from jaxstab.eigen import EigenResult, Interval
+from jaxstab.measurement import Measurement
+
+SCRIPT = Path(__file__).with_name("sweep_script.py")
+X = jax.random.normal(jax.random.key(0), (12, 3))
+DATA = X, X @ jnp.array([1.0, -1.0, 0.5])
+
+
+def loss(params, example):
+    return (example[0] @ params["w"] + params["parts"][0] - example[1]) ** 2
+
+
+def init(key, scale):
+    return {"w": scale * jax.random.normal(key, (3,)), "parts": (jnp.zeros(()),)}
+
+
+def small(out=None, **changed):
+    arguments = {
+        "optimizer": optax.sgd, "learning_rates": [0.05, 0.1], "batch_sizes": [3, 12],
+        "seeds": [0, 1], "max_steps": 40, "check_every": 10, "measure": False,
+    } | changed  # fmt: skip
+    grid_data = arguments.pop("data", DATA)
+    return sweeps.sweep(arguments.pop("loss", loss), arguments.pop("init", init), grid_data,
+                        out=out, **arguments)  # fmt: skip
+
+
+def same_records(ours, theirs):
+    """Equal up to float rounding: 1e-4 over some hundred float32 steps; counts exactly."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if isinstance(a[name], float):
+                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6, nan_ok=True), name
+            else:
+                assert a[name] == b[name], name
+
+
+@pytest.mark.parametrize("runs_per_device", [1, 3])
+def test_a_sweep_is_its_runs(runs_per_device):
+    result = small(runs_per_device=runs_per_device)
+    assert [(r["batch_size"], r["learning_rate"], r["seed"]) for r in result.records] == [
+        (b, lr, seed) for b in (3, 12) for lr in (0.05, 0.1) for seed in (0, 1)
+    ]
+    for record in result.records:
+        init_key, batch_key = jax.random.split(jax.random.key(record["seed"]))
+        run = training.train(
+            loss, init(init_key, 1.0), DATA, optimizer=optax.sgd, key=batch_key, max_steps=40,
+            learning_rate=record["learning_rate"], batch_size=record["batch_size"], check_every=10,
+        )  # fmt: skip
+        assert record["steps"] == run.steps
+        assert record["status"] == run.status.name.lower()
+        assert record["loss"] == pytest.approx(run.loss, rel=1e-4)
+        params = result.load_params(record)
+        np.testing.assert_allclose(params["w"], run.params["w"], rtol=1e-4)
+        history = result.load_history(record)
+        np.testing.assert_array_equal(history["steps"], run.history_steps)
+        np.testing.assert_allclose(history["loss"], run.history, rtol=1e-3)
+
+
+def test_measures_and_evaluates_every_run():
+    evaluate = jax.tree_util.Partial(lambda x, params: {"fit": x @ params["w"]}, jnp.ones(3))
+    result = small(measure=True, batch_sizes=[12], evaluate=evaluate)
+    # a linear model: H = (2/n) sum of (x, 1)(x, 1)^T wherever it ends
+    rows = np.concatenate([X, np.ones((12, 1))], axis=1)
+    hessians = 2 * rows[:, :, None] * rows[:, None, :]
+    hessian = hessians.mean(0)
+    variance = (hessians @ hessians).mean(0) - hessian @ hessian
+    for record in result.records:
+        assert record["sharpness_converged"] and record["nonuniformity_converged"]
+        assert record["sharpness"] == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-3)
+        s = math.sqrt(np.linalg.eigvalsh(variance)[-1])
+        assert record["nonuniformity"] == pytest.approx(s, rel=1e-3)
+        assert record["sharpness_lower"] <= record["sharpness"] <= record["sharpness_upper"]
+        assert record["fit"] == pytest.approx(float(result.load_params(record)["w"].sum()), 1e-4)
+    names = list(result.records[0])
+    assert names.index("sharpness") < names.index("nonuniformity") < names.index("fit")
+
+
+def constant_measure(loss, params, data, *, key):
+    value = jnp.sum(params["w"])
+    result = EigenResult(value, params, value, Interval(value, value), jnp.int32(7), True)
+    return Measurement(result, result, 12, value, value)
+
+
+def test_diverged_runs_are_results(tmp_path):
+    result = small(
+        tmp_path, learning_rates=[0.1, 1e20], measure=constant_measure, batch_sizes=[3],
+        evaluate=lambda params: {"count": jnp.int32(3), "norm": optax.tree.norm(params)},
+    )  # fmt: skip
+    fine, diverged = result.records[0], result.records[-1]
+    assert fine["status"] != "diverged" and fine["sharpness_matvecs"] == 7 and fine["count"] == 3
+    assert diverged["status"] == "diverged"
+    assert math.isnan(diverged["sharpness"]) and math.isnan(diverged["norm"])
+    assert diverged["sharpness_converged"] is False
+    again = small(tmp_path, learning_rates=[0.1, 1e20], measure=constant_measure, batch_sizes=[3],
+                  evaluate=lambda p: {"count": 3, "norm": 0.0})  # fmt: skip
+    same_records(result.records, again.records)
+    text = next((tmp_path / "runs").glob("*lr1e+20*/record.json")).read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_repeated_call_only_reads(tmp_path):
+    first = small(tmp_path)
+    seen = []
+    second = small(tmp_path, progress=lambda *arguments: seen.append(arguments))
+    assert seen == [(8, 8, None)]
+    assert second.records == first.records
+    for record in first.records:
+        a, b = first.load_params(record), second.load_params(record)
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path):
+    def interrupt(done, total, record):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small(tmp_path, progress=interrupt)
+    assert len(list((tmp_path / "runs").glob("[!.]*"))) == 3
+    seen = []
+    result = small(tmp_path, progress=lambda done, *_: seen.append(done))
+    assert seen == [3, 4, 5, 6, 7, 8]
+    same_records(result.records, small().records)
+
+
+def test_compiles_once_per_batch_size():
+    traces = []
+
+    def counted(params, example):
+        traces.append(1)
+        return loss(params, example)
+
+    small(loss=counted, learning_rates=[0.1], seeds=[0], max_steps=30)
+    once = len(traces)
+    small(loss=counted, learning_rates=[0.03, 0.07], seeds=[3, 4, 5], max_steps=30)
+    assert len(traces) == once
+
+
+def test_the_step_limit_may_depend_on_the_batch_size():
+    result = small(max_steps={3: 30, 12: 10}, loss_tolerance=None, seeds=[0])
+    assert {(r["batch_size"], r["steps"]) for r in result.records} == {(3, 30), (12, 10)}
+
+
+DIFFERENT = {
+    "learning rates": ({"learning_rates": [0.05, 0.2]}, r"learning_rates was \[0.05, 0.1\]"),
+    "seeds": ({"seeds": [0]}, "seeds"),
+    "step limit": ({"max_steps": 50}, "max_steps.3 was 40, now 50"),
+    "tolerance": ({"loss_tolerance": 1e-3}, "loss_tolerance"),
+    "data": ({"data": (X, X[:, 0])}, "data"),
+    "optimizer": ({"optimizer": lambda lr: optax.sgd(lr, momentum=0.9, nesterov=True)}, "update"),
+    "loss": ({"loss": lambda p, e: 2 * loss(p, e)}, "first initial loss"),
+    "initialisation": ({"init": lambda key, scale: init(key, 2 * scale)}, "first initial loss"),
+    "measure": ({"measure": partial(constant_measure)}, "measure"),
+    "config": ({"config": {"model": "fnn"}}, "config.model was None, now 'fnn'"),
+}
+
+
+def test_another_sweep_is_refused(tmp_path):
+    small(tmp_path, batch_sizes=[3])
+    for changed, match in DIFFERENT.values():
+        with pytest.raises(ValueError, match=f"different sweep.*{match}"):
+            small(tmp_path, batch_sizes=[3], **changed)
+    small(tmp_path, batch_sizes=[3])
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no sweep\.json"):
+        small(tmp_path)
+
+
+WRONG = {
+    "no learning rates": ({"learning_rates": []}, ValueError, "learning_rates is empty"),
+    "no seeds": ({"seeds": []}, ValueError, "seeds is empty"),
+    "repeated values": ({"batch_sizes": [3, 3]}, ValueError, "batch_sizes has repeated"),
+    "learning rate zero": ({"learning_rates": [0.1, 0.0]}, ValueError, "learning_rate"),
+    "batch size above n": ({"batch_sizes": [3, 13]}, ValueError, "batch_size 13"),
+    "seed not an integer": ({"seeds": [0.5]}, TypeError, "seed"),
+    "scale": ({"init_scales": [-1.0]}, ValueError, "init_scale"),
+    "tolerance": ({"loss_tolerance": 0.0}, ValueError, "loss_tolerance"),
+    "no steps": ({"max_steps": 0}, ValueError, "max_steps"),
+    "no step limit": ({"max_steps": {3: 10}}, TypeError, "max_steps for batch size 12"),
+    "no devices": ({"devices": []}, ValueError, "devices is empty"),
+    "runs per device": ({"runs_per_device": 0}, ValueError, "runs_per_device"),
+    "integer parameters": ({"init": lambda key, scale: jnp.arange(3)}, TypeError, "int32"),
+    "no factory": ({"optimizer": optax.sgd(0.1)}, TypeError, "optimizer"),
+    "NaN in data": ({"data": (X, DATA[1].at[0].set(jnp.nan))}, ValueError, "data"),
+    "empty data": ({"data": (X[:0], DATA[1][:0])}, ValueError, "empty"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_refused_before_any_training(case, tmp_path):
+    changed, error, match = WRONG[case]
+    with pytest.raises(error, match=match):
+        small(tmp_path / "out", **changed)
+    assert not (tmp_path / "out").exists()
+
+
+def start_script(out, devices, pause=0.0, distributed=""):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(out), str(devices), str(pause), distributed],
+        stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def finish_script(process):
+    lines = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 0
+    return json.loads(lines[-1]), lines[:-1]
+
+
+def test_a_kill_loses_only_runs_in_hand_on_any_number_of_devices(tmp_path):
+    whole = start_script(tmp_path / "whole", 2)
+    killed = start_script(tmp_path / "killed", 1, pause=0.3)
+    while not killed.stdout.readline().startswith("4 "):
+        assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("killed/runs/*/record.json")}
+    assert 4 <= len(before) < 12
+    (devices, expected), _ = finish_script(whole)
+    assert devices == 2
+    (devices, records), lines = finish_script(start_script(tmp_path / "killed", 1))
+    assert devices == 1 and lines[0] == f"{len(before)} 12"
+    same_records(records, expected)
+    assert sum(record["status"] == "diverged" for record in records) == 4
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert not list(tmp_path.glob("killed/runs/.*"))
+
+
+def test_processes_share_the_work(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [start_script(tmp_path, 2, distributed=f"{address},2,{index}") for index in range(2)]
+    own = [finish_script(process)[0] for process in both]
+    assert [devices for devices, _ in own] == [4, 4]
+    assert len(list(tmp_path.glob("runs/[!.]*/record.json"))) == 12
+    # a process may see what the other one finished before it started, and nothing is done twice
+    assert all(len(records) >= 6 for _, records in own)
+
+
+def test_host_devices_are_set_before_jax_starts():
+    code = """
+from jaxstab import sweeps
+assert sweeps.use_host_devices(3) == 3
+import jax
+assert len(jax.devices()) == 3
+assert sweeps.use_host_devices(3) == 3
+try:
+    sweeps.use_host_devices(2)
+except RuntimeError as error:
+    assert "first computation" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
