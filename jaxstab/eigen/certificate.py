@@ -26,7 +26,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxstab.checks import check_positive
+
 _POINTS = 192
+
+
+def check_probability(failure_probability: float) -> float:
+    """Returns a probability strictly between 0 and 1."""
+    check_positive("failure_probability", failure_probability)
+    if failure_probability >= 1:
+        raise ValueError(f"failure_probability must be below 1, got {failure_probability}")
+    return float(failure_probability)
 
 
 def log_quantile(failure_probability: float) -> float:

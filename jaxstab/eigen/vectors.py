@@ -5,7 +5,9 @@ are accumulated in float32 or wider, whatever the leaves are, and matrix product
 float32 precision, which accelerators do not give unasked.
 """
 
-from collections.abc import Callable
+import functools
+import operator as operators
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _HIGHEST = lax.Precision.HIGHEST
+
+WARM_NOISE = 0.1  # of a random direction in a warm start: a tenth of its length
 
 Signature = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
 
@@ -83,7 +87,7 @@ def operator(matvec: Callable[[Any], Any], sig: Signature, sign: int) -> Callabl
 
 def check_same(name: str, got: Any, wanted: Any) -> None:
     """Raises unless two vectors have the same structure, shapes and a real dtype."""
-    if jax.tree.structure(got) != jax.tree.structure(wanted):
+    same: bool = bool(jax.tree.structure(got).__eq__(jax.tree.structure(wanted)))
         raise ValueError(
             f"{name} has structure {jax.tree.structure(got)}, "
             f"expected that of like: {jax.tree.structure(wanted)}"
@@ -118,13 +122,42 @@ def normal(key: jax.Array, sig: Signature) -> Any:
     return sig[0].unflatten(leaves)
 
 
+def signs(key: jax.Array, sig: Signature) -> Any:
+    """A vector of independent signs ±1, in working precision."""
+    return jax.tree.map(lambda x: jnp.where(x < 0, -1, 1).astype(x.dtype), normal(key, sig))
+
+
+def start(key: jax.Array, sig: Signature, v0: Any, noise: float) -> tuple[Any, jax.Array]:
+    """A vector to start from, and the standard deviation of its random part.
+
+    Cold: standard normal g. Warm: v0/‖v0‖ + noise · g/√p. For any fixed u, P(|uᵀx| ≤ t) of the
+    warm one is at most P(|N(0, 1)| ≤ t/spread): moving the centre of a normal variable away from
+    0 only makes small values less likely. A zero or non-finite v0 is ignored.
+    """
+    x = normal(key, sig)
+    one = jnp.ones((), working_dtype(sig))
+    if v0 is None:
+        return x, one
+    warm, length = unit(widen(v0))
+    usable = jnp.isfinite(length) & (length > 0)
+    noise = noise / size(sig) ** 0.5
+    mixed = add(warm, noise, x)
+    return jax.tree.map(lambda a, b: jnp.where(usable, a, b), mixed, x), jnp.where(
+        usable, noise, one
+    ).astype(one.dtype)
+
+
 def dot(a: Any, b: Any) -> jax.Array:
     """Inner product.
 
     Written as a sum of products and not as a matrix product: on CPU the latter adds up 10⁶ float32
     terms one after the other, with a relative error of 2·10⁻⁵ in the square of a norm.
     """
-    return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return _total(jnp.sum(x * y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def _total(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(operators.add, terms)
 
 
 def norm(v: Any) -> jax.Array:
@@ -195,7 +228,7 @@ def _orthogonalize_rows(w: Any, basis: Any, stop: Any) -> tuple[Any, jax.Array]:
 
 
 def _orthogonalize_matrix(w: Any, basis: Any, stop: Any) -> tuple[Any, jax.Array]:
-    h = sum(
+    h = _total(
         jnp.tensordot(b, x, axes=x.ndim, precision=_HIGHEST)
         for b, x in zip(jax.tree.leaves(basis), jax.tree.leaves(w), strict=True)
     )
