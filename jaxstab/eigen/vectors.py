@@ -87,7 +87,8 @@ def operator(matvec: Callable[[Any], Any], sig: Signature, sign: int) -> Callabl
 
 def check_same(name: str, got: Any, wanted: Any) -> None:
     """Raises unless two vectors have the same structure, shapes and a real dtype."""
-    same: bool = bool(jax.tree.structure(got).__eq__(jax.tree.structure(wanted)))
+    same = bool(jax.tree.structure(got).__eq__(jax.tree.structure(wanted)))
+    if not same:
         raise ValueError(
             f"{name} has structure {jax.tree.structure(got)}, "
             f"expected that of like: {jax.tree.structure(wanted)}"
