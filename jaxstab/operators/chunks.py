@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxstab.checks import check_at_least, data_size
+from jaxstab.convolutions import fast_in_loops
 
 
 def chunk_shape(data: Any, chunk_size: int | None) -> tuple[int, int, int]:
@@ -28,6 +29,7 @@ def sum_over_chunks(function: Callable[[Any], Any], data: Any, chunk_size: int |
     Sums, not means, are added, so that a remainder of any size carries its own weight
     (PEERS.md, 6). Memory is that of one chunk. `chunk_size` None takes all examples at once.
     """
+    function = fast_in_loops(function)
     size, full, remainder = chunk_shape(data, chunk_size)
     if full == 1:
         total = function(take_chunk(data, 0, size) if remainder else data)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxstab.convolutions import fast_in_loops
 from jaxstab.operators.chunks import chunk_shape, take_chunk
 
 # Without a chunk size, chunks are as large as this many bytes of context allow.
@@ -50,7 +51,7 @@ class Contexts(NamedTuple):
     Where `kept` is None they are made anew from `data` at every pass.
     """
 
-    make: Callable[[Any], Any]
+    make: Callable[[Any], Any] | None
     data: Any
     chunk_size: int
     kept: tuple[Any, Any] | None
@@ -68,6 +69,7 @@ class Contexts(NamedTuple):
 
         `extra` is None or what an earlier `reduce` returned as kept.
         """
+        function = fast_in_loops(function)
         size, full, remainder = chunk_shape(self.data, self.chunk_size)
         extra_full, extra_tail = (None, None) if extra is None else extra
 
@@ -100,6 +102,22 @@ class Contexts(NamedTuple):
     def _tail(self) -> Any:
         size, full, _ = chunk_shape(self.data, self.chunk_size)
         return jax.tree.map(lambda leaf: leaf[full * size :], self.data)
+
+    def map(self, function: Callable[[Any], Any]) -> Any:
+        """Returns the per-example results of `function(context)`, leading axis n."""
+        _, (full, tail) = self.reduce(lambda context, _: ((), function(context)))
+        if not self.stacked:
+            parts = [full]
+        else:
+            parts = [jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), full)]
+        if tail is not None:
+            parts.append(tail)
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether there is more than one full chunk."""
+        return chunk_shape(self.data, self.chunk_size)[1] > 1
 
     def bytes(self) -> int:
         """Bytes that keeping all contexts takes."""

@@ -62,9 +62,12 @@ def _weight(site: Site, leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def example_factors(
-    structure: Structure, params: list[jax.Array], example: list[jax.Array]
+    structure: Structure, params: list[jax.Array], example: list[jax.Array], covector: Any = 1.0
 ) -> tuple[Factors, tuple[jax.Array | None, ...]]:
-    """Returns the factors of one example and the inputs X that do not depend on θ."""
+    """Returns the factors of one example and the inputs X that do not depend on θ.
+
+    They are those of the program's output times `covector`, a constant: 1 for a loss.
+    """
     sites = _sites(structure.leaves)
     number = {id(site.equation): s for s, (_, site) in enumerate(sites)}
     explicit = [i for i, leaf in enumerate(structure.leaves) if leaf.form != "factored"]
@@ -82,7 +85,8 @@ def example_factors(
         values = list(params)
         for i, value in zip(explicit, moved, strict=True):
             values[i] = value
-        return evaluate(structure.program, values, example, visit), rows
+        output = evaluate(structure.program, values, example, visit)
+        return jnp.sum(output * covector), rows
 
     outputs = [structure.program.avals[site.equation.outputs[0]] for _, site in sites]
     shifts = [jnp.zeros(aval.shape, aval.dtype) for aval in outputs]
@@ -111,14 +115,17 @@ class Context(NamedTuple):
         return self.fixed[s] if moving is None else moving  # type: ignore[return-value]
 
 
-def linearise(structure: Structure, params: Params, chunk: Any) -> Context:
-    """Returns the context of one chunk."""
+def linearise(structure: Structure, params: Params, chunk: Any, covectors: Any = None) -> Context:
+    """Returns the context of one chunk; `covectors`, leading axis n, as in `example_factors`."""
 
     def batched(params: Params) -> tuple[Factors, Any]:
-        def single(example: Any) -> Any:
-            return example_factors(structure, jax.tree.leaves(params), jax.tree.leaves(example))
+        def single(example: Any, covector: Any) -> Any:
+            leaves = jax.tree.leaves(params), jax.tree.leaves(example)
+            return example_factors(structure, *leaves, covector)
 
-        return jax.vmap(single)(chunk)
+        if covectors is None:
+            return jax.vmap(lambda example: single(example, 1.0))(chunk)
+        return jax.vmap(single)(chunk, covectors)
 
     factors, linear, fixed = jax.linearize(batched, params, has_aux=True)
     return Context(factors, fixed, linear)
@@ -166,7 +173,22 @@ def _pairs(context: Context, tangent: Factors | None, s: int) -> Pairs:
 
 def _site_sum(pairs: Pairs) -> jax.Array:
     """Σ over examples of the products, (b, K, M): ordinary matrix products."""
-    return sum(jnp.einsum("nbtk,nbtm->bkm", x, d) for x, d in pairs)  # type: ignore[return-value]
+    return sum(_contract_rows(x, d) for x, d in pairs)  # type: ignore[return-value]
+
+
+def _contract_rows(x: jax.Array, d: jax.Array) -> jax.Array:
+    """Σ over examples and positions of x dᵀ, (b, K, M)."""
+    if x.shape[1] == 1:  # one plain matrix product: XLA gives it no transposes
+        return (x.reshape(-1, x.shape[-1]).T @ d.reshape(-1, d.shape[-1]))[None]
+    return jnp.einsum("nbtk,nbtm->bkm", x, d)
+
+
+def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Rows times one matrix for all examples: (n, b, T, K) and (b, K, M) give (n, b, T, M)."""
+    if x.shape[1] == 1:
+        rows = x.reshape(-1, x.shape[-1]) @ matrix[0]
+        return rows.reshape(*x.shape[:-1], matrix.shape[-1])
+    return jnp.einsum("nbtk,bkm->nbtm", x, matrix)
 
 
 def _inner(left: Pairs, right: Pairs) -> jax.Array:
@@ -188,8 +210,8 @@ def _pull_site(
         to_d = sum(_mix(_gram(x, y), e) for y, e in pairs)
         to_x = sum(_mix(_gram(d, e), y) for y, e in pairs) if moves else None
         if mean is not None:
-            to_d = to_d - jnp.einsum("nbtk,bkm->nbtm", x, mean)
-            to_x = to_x - jnp.einsum("nbtm,bkm->nbtk", d, mean) if moves else None
+            to_d = to_d - _times(x, mean)
+            to_x = to_x - _times(d, jnp.swapaxes(mean, 1, 2)) if moves else None
         return to_x, to_d
     u = _multiply(pairs)
     if mean is not None:
@@ -218,12 +240,21 @@ def example_sum(leaves: tuple[Leaf, ...], params: Params, context: Context, tang
     return jax.tree.unflatten(tree, total)
 
 
-def example_inner(context: Context, left: Factors | None, right: Factors | None) -> jax.Array:
-    """Returns ⟨l_i, r_i⟩, shape (n,), of per-example vectors: H_i v of a tangent, g_i of None."""
-    sites = range(len(context.factors.cotangents))
-    parts = [_inner(_pairs(context, left, s), _pairs(context, right, s)) for s in sites]
-    explicit = [(context.factors if side is None else side).explicit for side in (left, right)]
-    for a, b in zip(*explicit, strict=True):
+def example_inner(
+    context: Context, left: Factors | None, right: Factors | None, other: Context | None = None
+) -> jax.Array:
+    """Returns ⟨l_i, r_i⟩, shape (n,), of per-example vectors: H_i v of a tangent, g_i of None.
+
+    The right-hand vector is that of the context `other`, if one is given.
+    """
+    other = context if other is None else other
+    parts = [
+        _inner(_pairs(context, left, s), _pairs(other, right, s))
+        for s in range(len(context.factors.cotangents))
+    ]
+    of_left = (context.factors if left is None else left).explicit
+    of_right = (other.factors if right is None else right).explicit
+    for a, b in zip(of_left, of_right, strict=True):
         parts.append(jnp.sum((a * b).reshape(a.shape[0], -1), axis=1))
     return sum(parts)  # type: ignore[return-value]
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_params, data_size
 from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
+from jaxstab.operators.contexts import Contexts, automatic_chunk
 
 Params = Any
 Loss = Callable[[Params, Any], jax.Array]
@@ -58,6 +59,17 @@ class Operator(Generic[Self]):
         """Returns A v; `v` has the structure, shapes and dtypes of the parameters."""
         _check_vector(self.params, v)
         return apply(self, v)
+
+    def product(self, v: Params) -> Params:
+        """Returns A v, uncompiled."""
+        raise NotImplementedError
+
+    def prepare(self) -> "Operator":
+        """Returns an equal operator with what its products share computed once, where that helps.
+
+        For use inside jit, before a loop of products.
+        """
+        return self
 
     def __repr__(self) -> str:
         size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(self.params))
@@ -122,6 +134,16 @@ class Hessian(Operator):
     data: Any
     chunk_size: int | None = static(None)
 
+    def _contexts(self) -> Contexts:
+        def make(chunk: Any) -> Any:
+            gradient = jax.grad(lambda params: total_loss(self.loss, params, chunk))
+            return jax.linearize(gradient, self.params)[1]
+
+        size = self.chunk_size
+        return Contexts(
+            make, self.data, automatic_chunk(make, self.data) if size is None else size, None
+        )
+
     def product(self, v: Params) -> Params:
         """Returns H v, uncompiled."""
 
@@ -129,7 +151,30 @@ class Hessian(Operator):
             gradient = jax.grad(lambda params: total_loss(self.loss, params, chunk))
             return jax.jvp(gradient, (self.params,), (v,))[1]
 
-        total = sum_over_chunks(chunk_product, self.data, self.chunk_size)
+        total = sum_over_chunks(chunk_product, self.data, self._contexts().chunk_size)
+        return scale_like(total, data_size(self.data), self.params)
+
+    def prepare(self) -> Operator:
+        """Returns the operator with ∇L linearised at θ, if the residuals fit the memory."""
+        contexts = self._contexts().keep()
+        if contexts.kept is None:
+            return self
+        return PreparedHessian(self.params, self.data, contexts.kept, contexts.chunk_size)
+
+
+@operator
+class PreparedHessian(Operator):
+    """`Hessian` with the linearisation of ∇L kept: no primal pass per product."""
+
+    params: Any
+    data: Any
+    kept: Any
+    chunk_size: int = static()
+
+    def product(self, v: Params) -> Params:
+        """Returns H v, uncompiled."""
+        contexts = Contexts(None, self.data, self.chunk_size, self.kept)
+        total, _ = contexts.reduce(lambda linear, _: (linear(v), None))
         return scale_like(total, data_size(self.data), self.params)
 
 
@@ -183,7 +228,7 @@ def hessian(loss: Loss, params: Params, data: Any, *, chunk_size: int | None = N
       params: pytree of real floating-point arrays, the point θ.
       data: pytree of arrays with a common leading axis n; one slice of it is an `example`.
       chunk_size: examples differentiated at once (any remainder is weighted correctly); None
-        takes all n. Memory grows with it.
+        takes as many as about 1 GiB of residuals allows.
 
     Returns:
       A callable pytree; `hessian(...)(v)` has the structure, shapes and dtypes of `params`.

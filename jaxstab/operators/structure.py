@@ -128,7 +128,7 @@ def read_program(loss: Any, params: Any, example: Any) -> Program:
     first, second = len(loss_leaves), len(loss_leaves) + len(params_leaves)
     assert second + len(example_leaves) == len(numbers)
     return Program(
-        equations=_live(flat.equations, output),
+        equations=live(flat.equations, output),
         constants=(*numbers[:first], *(number for number, _ in flat.constants)),
         params=tuple(numbers[first:second]),
         example=tuple(numbers[second:]),
@@ -138,7 +138,7 @@ def read_program(loss: Any, params: Any, example: Any) -> Program:
     )
 
 
-def _live(equations: list[Equation], output: int | Literal) -> tuple[Equation, ...]:
+def live(equations: Sequence[Equation], output: int | Literal) -> tuple[Equation, ...]:
     """Equations that the output needs, in order."""
     needed, kept = {output}, []
     for equation in reversed(equations):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxstab.checks import check_name, data_size
 from jaxstab.operators.chunks import chunk_shape
 from jaxstab.operators.factored import FactoredMoment, read_structure
+from jaxstab.operators.gauss_newton import GaussNewtonMoment, split_at_outputs
 from jaxstab.operators.hessian import (
     Hessian,
     Loss,
@@ -18,7 +19,7 @@ from jaxstab.operators.hessian import (
     operator,
 )
 
-METHODS = ("auto", "factored", "vmap")
+METHODS = ("auto", "factored", "gauss_newton", "vmap")
 
 # Bytes of per-example products that the vmapped definition may hold at once.
 _VMAP_MEMORY = 2**29
@@ -63,8 +64,10 @@ def hessian_second_moment(
       params: the point θ, a pytree of real floating-point arrays.
       data: pytree of arrays with a common leading axis n.
       method: "factored" (FORMULAS.md, 8; about one Hessian-vector product; exact for any loss,
-        parameters that it does not recognise are treated one by one, see `explain`), "vmap" (the
-        definition, H_i (H_i v) example by example) or "auto", which is "factored".
+        parameters that it does not recognise are treated one by one, see `explain`), "gauss_newton"
+        (J_iᵀ A_i J_i in place of H_i: exact where the residuals vanish, off by at most
+        `gauss_newton_difference` elsewhere), "vmap" (the definition, H_i (H_i v) example by
+        example) or "auto": "factored", the cheapest that is exact for every loss at every point.
       chunk_size: examples treated at once; None lets the memory decide.
 
     Returns:
@@ -98,6 +101,9 @@ def _moment(
     check_name("method", method, METHODS)
     loss, params, data = check_problem(loss, params, data)
     chunk_shape(data, chunk_size)
+    if method == "gauss_newton":
+        split_at_outputs(loss, params, data)
+        return GaussNewtonMoment(loss, params, data, centred, chunk_size)
     if method != "vmap":
         return FactoredMoment(loss, params, data, centred, chunk_size)
     size = _vmap_chunk(params, data_size(data), chunk_size)

@@ -1,0 +1,262 @@
+"""The Gauss–Newton form: (1/n) Σ H_i² v from J_i and the k × k Gram matrices J_i J_iᵀ.
+
+With outputs f_i(θ) of size k and ℓ_i = c_i(f_i), H_i = J_iᵀ A_i J_i + E_i, A_i = ∂²c_i/∂f²,
+E_i = Σ_o (∂c_i/∂f_o) ∇²f_o. Where the residuals vanish (interpolation) E_i = 0 and
+
+    (1/n) Σ H_i² v = (1/n) Σ J_iᵀ A_i (J_i J_iᵀ) A_i J_i v,
+
+one JVP and one VJP once the Grams are known (FORMULAS.md, 8). The outputs are found in the loss's
+jaxpr: the first value through which alone the parameters reach the loss.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxstab.checks import check_at_least, data_size
+from jaxstab.operators import sites as site_forms
+from jaxstab.operators.chunks import chunk_shape, scale_like
+from jaxstab.operators.contexts import Contexts, automatic_chunk
+from jaxstab.operators.factored import Context, example_inner, linearise
+from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator, static
+from jaxstab.operators.statistics import Estimate
+from jaxstab.operators.structure import Program, Structure, analyse, evaluate, live, read_program
+
+# Gram matrices hold n k² numbers: beyond this the factored form is the cheaper one.
+MAX_OUTPUTS = 512
+
+
+class Split(NamedTuple):
+    """A loss cut at its outputs: ℓ = head(f), f = body(θ)."""
+
+    body: Structure
+    head: Program
+    outputs: int
+
+
+def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
+    """Returns the loss cut at the first value through which alone θ reaches it.
+
+    Raises:
+      ValueError: if there is no such value or it has more than `MAX_OUTPUTS` entries.
+    """
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    program = read_program(loss, params, example)
+    moving = set(program.params)
+    for equation in program.equations:
+        if moving.intersection(equation.inputs):
+            moving.update(equation.outputs)
+    needed: set[Any] = {program.output}
+    cut = None
+    # From the loss backwards: while one moving value alone is needed, the cut can be there.
+    for position in range(len(program.equations), 0, -1):
+        alive = needed & moving
+        if len(alive) == 1 and not alive & set(program.params):
+            cut = (position, next(iter(alive)))
+        equation = program.equations[position - 1]
+        needed = (needed - set(equation.outputs)) | set(equation.inputs)
+        if needed & set(program.params):
+            break
+    if cut is None:
+        raise ValueError('the loss has no outputs between parameters and value: use "factored"')
+    position, output = cut
+    size = program.avals[output].size
+    if size > MAX_OUTPUTS:
+        raise ValueError(
+            f'method="gauss_newton" needs n Gram matrices of {size} × {size}: more than '
+            f'{MAX_OUTPUTS} outputs cost more than method="factored", which is exact'
+        )
+    body = dataclasses.replace(
+        program, equations=live(program.equations[:position], output), output=output
+    )
+    fixed = [eqn for eqn in program.equations[:position] if not moving & set(eqn.outputs)]
+    rest = live([*fixed, *program.equations[position:]], program.output)
+    head = dataclasses.replace(program, equations=rest, params=(output,))
+    return Split(Structure(body, analyse(body, site_forms.recognised)), head, size)
+
+
+class GaussNewtonContext(NamedTuple):
+    """One chunk: the map v ↦ (J_i v)_i, and A_i and A_i J_i J_iᵀ A_i, (n, k, k)."""
+
+    linear: Any
+    curvature: jax.Array
+    sandwich: jax.Array
+
+
+def _make(split: Split, params: Params, chunk: Any) -> GaussNewtonContext:
+    """Returns the context of one chunk."""
+
+    def outputs(params: Params) -> jax.Array:
+        def single(example: Any) -> jax.Array:
+            leaves = jax.tree.leaves(params), jax.tree.leaves(example)
+            return evaluate(split.body.program, *leaves)
+
+        return jax.vmap(single)(chunk)
+
+    f, linear = jax.linearize(outputs, params)
+    n, k = f.shape[0], split.outputs
+
+    def head(f: jax.Array, example: Any) -> jax.Array:
+        return evaluate(split.head, [f.reshape(shape)], jax.tree.leaves(example))
+
+    shape = f.shape[1:]
+    curvature = jax.vmap(jax.hessian(head))(f.reshape(n, k), chunk)
+    basis = jnp.broadcast_to(jnp.eye(k, dtype=f.dtype).reshape(k, 1, *shape), (k, n, *shape))
+    contexts = [linearise(split.body, params, chunk, basis[o]) for o in range(k)]
+    gram = _output_gram(contexts)
+    return GaussNewtonContext(linear, curvature, curvature @ gram @ curvature)
+
+
+def _take(tree: Any, index: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _output_gram(contexts: list[Context]) -> jax.Array:
+    """J_i J_iᵀ, (n, k, k): inner products of the gradients of every pair of outputs."""
+    k = len(contexts)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[c.factors for c in contexts])
+    fixed = contexts[0].fixed
+
+    def entry(o: Any, other: Any) -> jax.Array:
+        left, right = (Context(_take(stacked, j), fixed, None) for j in (o, other))
+        return example_inner(left, None, None, right)
+
+    rows = jax.vmap(lambda o: jax.vmap(lambda p: entry(o, p))(jnp.arange(k)))(jnp.arange(k))
+    return jnp.moveaxis(rows, -1, 0)
+
+
+@operator
+class GaussNewtonMoment(Operator):
+    """v ↦ (1/n) Σ G_i (G_i v − m), G_i = J_iᵀ A_i J_i, with m = G v if `centred`, else 0."""
+
+    loss: Any
+    params: Any
+    data: Any
+    centred: bool = static()
+    chunk_size: int | None = static(None)
+
+    def _contexts(self) -> Contexts:
+        split = split_at_outputs(self.loss, self.params, self.data)
+
+        def make(chunk: Any) -> GaussNewtonContext:
+            return _make(split, self.params, chunk)
+
+        size = automatic_chunk(make, self.data) if self.chunk_size is None else self.chunk_size
+        return Contexts(make, self.data, size, None)
+
+    def product(self, v: Params) -> Params:
+        """Returns the product, uncompiled."""
+        return _product(self._contexts(), self.params, v, self.centred)
+
+    def prepare(self) -> Operator:
+        """Returns the operator with the linearisation and the Grams kept, if they fit."""
+        contexts = self._contexts().keep()
+        if contexts.kept is None:
+            return self
+        return PreparedGaussNewton(
+            self.params, self.data, contexts.kept, contexts.chunk_size, self.centred
+        )
+
+
+@operator
+class PreparedGaussNewton(Operator):
+    """`GaussNewtonMoment` with everything that does not depend on v kept."""
+
+    params: Any
+    data: Any
+    kept: Any
+    chunk_size: int = static()
+    centred: bool = static()
+
+    def product(self, v: Params) -> Params:
+        """Returns the product, uncompiled."""
+        contexts = Contexts(None, self.data, self.chunk_size, self.kept)
+        return _product(contexts, self.params, v, self.centred)
+
+
+def _product(contexts: Contexts, params: Params, v: Params, centred: bool) -> Params:
+    n = data_size(contexts.data)
+
+    def back(context: GaussNewtonContext, covector: jax.Array, like: jax.Array) -> Params:
+        covector = covector.reshape(like.shape).astype(like.dtype)
+        return jax.linear_transpose(context.linear, params)(covector)[0]
+
+    def apply(matrices: jax.Array, f: jax.Array) -> jax.Array:
+        return jnp.einsum("nkl,nl->nk", matrices, f.reshape(f.shape[0], -1))
+
+    def mean(context: GaussNewtonContext, _: Any) -> Any:
+        f = context.linear(v)
+        return back(context, apply(context.curvature, f), f), None
+
+    m = scale_like(contexts.reduce(mean)[0], n, params) if centred else None
+
+    def moment(context: GaussNewtonContext, _: Any) -> Any:
+        f = context.linear(v)
+        covector = apply(context.sandwich, f)
+        if m is not None:
+            covector = covector - apply(context.curvature, context.linear(m))
+        return back(context, covector, f), None
+
+    return scale_like(contexts.reduce(moment)[0], n, params)
+
+
+@functools.partial(jax.jit, static_argnames=("probes", "chunk_size"))
+def _residual_squares(
+    loss: Any, params: Params, data: Any, key: jax.Array, probes: int, chunk_size: int | None
+) -> jax.Array:
+    split = split_at_outputs(loss, params, data)
+
+    def make(chunk: Any) -> Context:
+        def slope(example: Any) -> jax.Array:
+            leaves = jax.tree.leaves(example)
+            f = evaluate(split.body.program, jax.tree.leaves(params), leaves)
+            return jax.grad(lambda f: evaluate(split.head, [f], leaves))(f)
+
+        return linearise(split.body, params, chunk, jax.vmap(slope)(chunk))
+
+    size = automatic_chunk(make, data) if chunk_size is None else chunk_size
+    contexts = Contexts(make, data, size, None)
+    leaves, tree = jax.tree.flatten(params)
+
+    def probe(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, len(leaves))
+        z = [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
+        v = jax.tree.unflatten(tree, z)
+
+        def squares(context: Context) -> jax.Array:
+            tangent = context.linear(v)
+            return example_inner(context, tangent, tangent)
+
+        return jnp.mean(contexts.map(squares))
+
+    return jax.lax.map(probe, jax.random.split(key, probes))
+
+
+def gauss_newton_difference(
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    key: jax.Array,
+    probes: int = 10,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """Estimates a bound on |s − s_GN|: √((1/n) Σ ‖E_i‖_F²), from the residuals alone.
+
+    s is the spectral norm of the stacked (H_i − H)/√n, so by the triangle inequality
+    |s − s_GN| ≤ ‖(E_i − Ē)_i / √n‖ ≤ √((1/n) Σ ‖E_i‖_F²). The Frobenius norms are estimated over
+    random signs, with standard error; E_i is the Hessian of ⟨∂c_i/∂f, f_i(θ)⟩ with the first held
+    constant, so it comes from the same factors. It vanishes at interpolation.
+
+    Arguments and errors as for `jaxstab.operators.hessian_frobenius`. Units: 1 / step size.
+    """
+    check_at_least("probes", probes, 2)
+    problem = check_problem(loss, params, data)
+    chunk_shape(data, chunk_size)
+    squares = _residual_squares(*problem, key, probes, chunk_size)
+    value = jnp.sqrt(jnp.mean(squares))
+    error = jnp.std(squares, ddof=1) / jnp.sqrt(probes)
+    return Estimate(value, error / jnp.where(value > 0, 2 * value, 1), probes)

@@ -1,0 +1,124 @@
+"""Per-example numbers from the factors: ‖g_i‖, ‖H_i v‖, tr C_g and (1/n) Σ ‖H_i‖_F²."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxstab.checks import check_at_least, data_size
+from jaxstab.operators.chunks import chunk_shape
+from jaxstab.operators.factored import example_inner, example_sum, make_contexts
+from jaxstab.operators.hessian import Loss, Params, check_problem
+
+
+class Estimate(NamedTuple):
+    """A mean over random probes.
+
+    Attributes:
+      value: the estimate.
+      standard_error: its standard error over the probes.
+      probes: how many.
+    """
+
+    value: jax.Array
+    standard_error: jax.Array
+    probes: int
+
+
+def _checked(loss: Loss, params: Params, data: Any, chunk_size: int | None) -> Any:
+    problem = check_problem(loss, params, data)
+    chunk_shape(data, chunk_size)
+    return problem
+
+
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def _gradient_squares(loss: Any, params: Params, data: Any, chunk_size: int | None) -> Any:
+    leaves, contexts = make_contexts(loss, params, data, chunk_size)
+    squares = contexts.map(lambda context: example_inner(context, None, None))
+    total, _ = contexts.reduce(
+        lambda context, _: (example_sum(leaves, params, context, None), None)
+    )
+    return squares, sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(total))
+
+
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def _product_squares(
+    loss: Any, params: Params, data: Any, v: Params, chunk_size: int | None
+) -> jax.Array:
+    _, contexts = make_contexts(loss, params, data, chunk_size)
+
+    def squares(context: Any) -> jax.Array:
+        tangent = context.linear(v)
+        return example_inner(context, tangent, tangent)
+
+    return contexts.map(squares)
+
+
+def per_example_gradient_norms(
+    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+) -> jax.Array:
+    """Returns ‖∇ℓ_i(θ)‖ for all examples, shape (n,).
+
+    From activations and cotangents (FORMULAS.md, 8): for a dense layer ‖g_i‖² = |x_i|² |δ_i|².
+    Cost: about one gradient. Arguments and errors as for `jaxstab.hessian`.
+    """
+    squares, _ = _gradient_squares(*_checked(loss, params, data, chunk_size), chunk_size)
+    return jnp.sqrt(squares)
+
+
+def gradient_covariance_trace(
+    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+) -> jax.Array:
+    """Returns tr C_g = (1/n) Σ ‖g_i‖² − ‖g‖², exact, a scalar (FORMULAS.md, 4).
+
+    Arguments and errors as for `jaxstab.hessian`.
+    """
+    squares, total = _gradient_squares(*_checked(loss, params, data, chunk_size), chunk_size)
+    return jnp.mean(squares) - total / data_size(data) ** 2
+
+
+def per_example_hessian_norms(
+    loss: Loss, params: Params, data: Any, v: Params, *, chunk_size: int | None = None
+) -> jax.Array:
+    """Returns ‖H_i v‖ for all examples, shape (n,), without forming any H_i v.
+
+    Cost: about half a Hessian-vector product. Arguments and errors as for `jaxstab.hessian`; `v` is
+    shaped like `params`.
+    """
+    return jnp.sqrt(_product_squares(*_checked(loss, params, data, chunk_size), v, chunk_size))
+
+
+@functools.partial(jax.jit, static_argnames=("probes", "chunk_size"))
+def _frobenius(
+    loss: Any, params: Params, data: Any, key: jax.Array, probes: int, chunk_size: int | None
+) -> jax.Array:
+    leaves, tree = jax.tree.flatten(params)
+
+    def probe(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, len(leaves))
+        z = [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
+        v = jax.tree.unflatten(tree, z)
+        return jnp.mean(_product_squares(loss, params, data, v, chunk_size))
+
+    return jax.lax.map(probe, jax.random.split(key, probes))
+
+
+def hessian_frobenius(
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    key: jax.Array,
+    probes: int = 30,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """Estimates (1/n) Σ ‖H_i‖_F² = tr (1/n) Σ H_i² by (1/n) Σ ‖H_i z‖² over random signs z.
+
+    Unbiased (Hutchinson): E ‖H_i z‖² = ‖H_i‖_F². Cost: `probes` times half a Hessian-vector
+    product. Arguments and errors as for `jaxstab.hessian`; `probes` is at least 2, for the error.
+    """
+    check_at_least("probes", probes, 2)
+    problem = _checked(loss, params, data, chunk_size)
+    values = _frobenius(*problem, key, probes, chunk_size)
+    return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(probes), probes)
