@@ -189,6 +189,7 @@ def _named() -> dict[str, Callable[[int], nn.Module]]:
         "fnn-small": lambda classes: fnn((100, 100), classes=classes),
         "vgg": lambda classes: vgg(classes=classes),
         "vgg-small": lambda classes: vgg((8, "M", 16, "M"), hidden=(32,), classes=classes),
+        "resnet8-small": lambda classes: resnet(8, classes=classes, norm="none", width=4),
     }
     for depth in (8, 14, 56, 110):
         for suffix, norm in (("", "batch"), ("-no-norm", "none")):
@@ -209,7 +210,7 @@ def by_name(name: str, classes: int = 10) -> nn.Module:
     Args:
       name: "fnn" (hidden 500-500-500), "fnn-small" (100-100, for the digits), "vgg" (32 × 32
         images), "vgg-small" (8 × 8 images), "resnet8", "resnet14", "resnet56", "resnet110" with
-        batch norm, and the same with "-no-norm".
+        batch norm, and the same with "-no-norm"; "resnet8-small" (width 4, no norm).
       classes: number of outputs.
 
     Raises:

@@ -65,3 +65,23 @@ def fraction(count: int, total: int) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     interval = stats.binomtest(count, total).proportion_ci(method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high))
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean of independent values (one per seed) with its 95 % interval by Student's t.
+
+    Returns:
+      The interval is NaN for fewer than two values, all NaN for none.
+
+    Example:
+      >>> tuple(round(float(x), 2) for x in mean_interval([1.0, 2.0, 3.0]))
+      (2.0, -0.48, 4.48)
+    """
+    m = len(values)
+    if m == 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    mean = float(np.mean(values))
+    if m == 1:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(stats.t.ppf(0.975, m - 1) * np.std(values, ddof=1) / math.sqrt(m))
+    return Estimate(mean, mean - half, mean + half)
