@@ -1,5 +1,6 @@
 """Sharpness and non-uniformity of any model at any point, certified: operators meet solvers."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jaxstab.checks import check_finite, data_size
 from jaxstab.eigen import EigenResult, Interval, lanczos
 from jaxstab.operators import hessian, hessian_variance
-from jaxstab.operators.hessian import Loss, Params, check_problem, total_loss
+from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, total_loss
 
 
 class Measurement(NamedTuple):
@@ -62,8 +63,17 @@ def sharpness(
     """
     check_finite("data", data)
     operator = hessian(loss, params, data, chunk_size=chunk_size)
+    lanczos(tol=tol, max_matvecs=max_matvecs)  # its checks, before anything is traced
+    return _largest(operator, key, v0, tol, max_matvecs)
+
+
+@functools.partial(jax.jit, static_argnames=("tol", "max_matvecs"))
+def _largest(
+    operator: Operator, key: jax.Array, v0: Params | None, tol: float, max_matvecs: int
+) -> EigenResult:
+    """The largest eigenvalue; what all products share is computed once, before the loop."""
     solve = lanczos(tol=tol, max_matvecs=max_matvecs)
-    return solve(operator, operator.params, key=key, v0=v0)
+    return solve(operator.prepare(), operator.params, key=key, v0=v0)
 
 
 def nonuniformity(
@@ -86,9 +96,9 @@ def nonuniformity(
     """
     check_finite("data", data)
     operator = hessian_variance(loss, params, data, method=method, chunk_size=chunk_size)
+    lanczos(tol=tol, max_matvecs=max_matvecs)  # its checks, before anything is traced
     # A relative error 2 t of λ is a relative error t of s.
-    solve = lanczos(tol=2 * tol, max_matvecs=max_matvecs)
-    return square_root(solve(operator, operator.params, key=key, v0=v0))
+    return square_root(_largest(operator, key, v0, 2 * tol, max_matvecs))
 
 
 def square_root(result: EigenResult) -> EigenResult:
