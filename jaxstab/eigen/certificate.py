@@ -21,7 +21,6 @@ the process stopped when it is good enough, without losing probability.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,12 +74,11 @@ def bound_offset(
     return jnp.where(known, candidates[first], jnp.inf)
 
 
-def rounding_allowance(eps: float, scale: jax.Array, asymmetry: Any, dimension: int) -> jax.Array:
-    """How far rounding may have moved an eigenvalue: 8 ε ‖A‖ and twice the asymmetry seen.
+def rounding_allowance(eps: float, scale: jax.Array, dimension: int) -> jax.Array:
+    """How far rounding may have moved an eigenvalue of a symmetric operator: 8 ε ‖A‖.
 
-    The inner products and updates of a step err by a few ε ‖A‖; the matrix Vᵀ(AV) that Lanczos
-    takes for symmetric shows by how much the operator's own products err. Entries below the square
-    root of the smallest number vanish when squared: an operator that small cannot be told from 0.
+    The inner products and updates of a step err by a few ε ‖A‖. Entries below the square root of
+    the smallest number vanish when squared: an operator that small cannot be told from 0.
     """
     tiny = float(jnp.finfo(jnp.result_type(scale)).tiny)
-    return 8 * eps * scale + 2 * asymmetry + math.sqrt(dimension * tiny)
+    return 8 * eps * scale + math.sqrt(dimension * tiny)

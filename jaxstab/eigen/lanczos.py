@@ -109,15 +109,15 @@ def _solve(
     sig: vectors.Signature,
     options: Options,
 ) -> EigenResult:
-    plan = restarted.plan(sig, options)
+    plan = restarted.plan(sig, options, warm=v0 is not None)
     apply = vectors.operator(matvec, sig, options.sign)
 
     def body(carry):
         state, ritz = carry
-        # The first time round there is nothing to restart from.
-        state = lax.cond(
-            state.filled == 0, lambda s, r: s, functools.partial(restarted.restart, plan), *carry
-        )
+        if plan.restarts:
+            # The first time round there is nothing to restart from.
+            begin = functools.partial(restarted.restart, plan)
+            state = lax.cond(state.filled == 0, lambda s, r: s, begin, *carry)
         ritz = ritz._replace(lock=jnp.array(False))
         return lax.while_loop(
             lambda c: ~restarted.pause(plan, *c),

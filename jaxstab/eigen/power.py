@@ -159,7 +159,7 @@ def _step(
     residual = vectors.norm(vectors.add(w, -theta, y))
     scale = jnp.maximum(state.scale, vectors.norm(w))
     eps = vectors.precision(sig)
-    rounding = certificate.rounding_allowance(eps, scale, 0, vectors.size(sig))
+    rounding = certificate.rounding_allowance(eps, scale, vectors.size(sig))
 
     # (A − θ) P(A) x = ν r. A start that is an eigenvector to rounding leaves nothing to find.
     exact = (state.matvecs == 0) & (residual <= 8 * eps * scale)
@@ -179,7 +179,7 @@ def _step(
     converged = residual + rounding <= options.tol * magnitude
     if options.certify:
         converged = converged & (upper - theta + rounding <= options.tol * magnitude)
-    converged = converged | (exact & (magnitude <= 4 * rounding))
+    converged = converged | (exact & (magnitude <= rounding))
 
     shift = jnp.maximum(state.shift, -theta)
     x, length = vectors.unit(vectors.add(w, shift, y))

@@ -48,7 +48,13 @@ class Plan(NamedTuple):
     dimension: int
     rows: int  # M: capacity of the basis; one more row holds the next vector
     keep: int  # vectors kept at a restart, locked ones included
+    phases: bool  # whether there can be a second one; if not, it is not compiled
     eps: float
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the basis can ever be left; if not, no restart is compiled."""
+        return self.phases or self.rows < self.dimension
 
 
 class State(NamedTuple):
@@ -91,7 +97,7 @@ class Ritz(NamedTuple):
     lock: jax.Array  # () bool: lock the best pairs, start a new phase
 
 
-def plan(sig: vectors.Signature, options: Options) -> Plan:
+def plan(sig: vectors.Signature, options: Options, *, warm: bool) -> Plan:
     """The sizes for these vectors and options."""
     dimension = vectors.size(sig)
     size = options.basis_size
@@ -100,7 +106,8 @@ def plan(sig: vectors.Signature, options: Options) -> Plan:
         size = max(size, 8, 2 * options.k + 4)
     rows = min(size, dimension)
     keep = min(rows, max(options.k + 2, rows // 2))
-    return Plan(sig, options, dimension, rows, keep, vectors.precision(sig))
+    phases = options.k > 1 or (warm and options.certify)
+    return Plan(sig, options, dimension, rows, keep, phases, vectors.precision(sig))
 
 
 def finished(plan: Plan, state: State, ritz: Ritz) -> jax.Array:
@@ -196,9 +203,8 @@ def ritz(plan: Plan, state: State) -> Ritz:
     """The best pairs so far, their intervals, and what to do next."""
     options, k, tol = plan.options, plan.options.k, plan.options.tol
     theta, s, active = _active_spectrum(plan, state)
-    rounding = certificate.rounding_allowance(
-        plan.eps, state.scale, state.asymmetry, plan.dimension
-    )
+    floor = certificate.rounding_allowance(plan.eps, state.scale, plan.dimension)
+    rounding = floor + 2 * state.asymmetry
     coupling = jnp.sqrt(2 * jnp.sum(state.locked_residual**2))
 
     # The best k among locked and active pairs. An active one must be clearly larger to displace.
@@ -220,18 +226,19 @@ def ritz(plan: Plan, state: State) -> Ritz:
     lower = value - rounding - (coupling if k > 1 else 0)
     magnitude = jnp.abs(value)
     good = residual + rounding <= tol * magnitude
-    null = (magnitude <= 4 * rounding) & (residual <= 4 * rounding)
+    # Zero on the scale of ‖A‖; asymmetry that was seen is no excuse.
+    null = (magnitude <= floor) & (residual <= floor)
     if options.certify:
         good = good & (upper - lower <= tol * magnitude)
-        null = null & (upper - lower <= 8 * rounding)
+        null = null & (upper - lower <= 4 * floor)
     converged = complete & jnp.all(good | null)
 
     # In this phase the bound can come down on the best k values if at most the last one is new.
     certifiable = state.random & ~jnp.any(fresh[: k - 1])
     target = tol * jnp.min(magnitude) / (4 * k**0.5)
-    ready = complete & jnp.all(residual <= jnp.maximum(target, rounding))
+    ready = complete & jnp.all(residual <= jnp.maximum(target, floor))
     settled = state.invariant & certifiable & complete
-    done = converged | settled | exhausted
+    done = converged | settled | exhausted | (state.invariant & (not plan.phases))
     return Ritz(
         theta=theta,
         s=s,
@@ -243,7 +250,7 @@ def ritz(plan: Plan, state: State) -> Ritz:
         rounding=rounding,
         converged=converged,
         done=done,
-        lock=~done & (state.invariant | (ready & ~certifiable)),
+        lock=~done & plan.phases & (state.invariant | (ready & ~certifiable)),
     )
 
 
@@ -268,7 +275,8 @@ def _complement_bound(
 
 def restart(plan: Plan, state: State, ritz: Ritz) -> State:
     """Makes room: locks the best pairs and starts a phase, or keeps the best Ritz vectors."""
-    k, keep, lock = plan.options.k, plan.keep, ritz.lock
+    k, keep = plan.options.k, plan.keep
+    lock = ritz.lock if plan.phases else jnp.array(False)
     rows, columns = jnp.arange(plan.rows), jnp.arange(keep)
     best = jnp.minimum(jnp.sum(jnp.isfinite(ritz.value)), k).astype(jnp.int32)
     n_locked = jnp.where(lock, best, state.n_locked)
@@ -288,14 +296,16 @@ def restart(plan: Plan, state: State, ritz: Ritz) -> State:
         t = t.at[columns, keep].set(arrow).at[keep, columns].set(arrow)
     t = jnp.where(lock, 0, t)
 
-    following = vectors.row(state.basis, plan.rows)
+    following, length = vectors.row(state.basis, plan.rows), jnp.ones((), state.t.dtype)
     basis = vectors.rotate(state.basis, jnp.pad(q, ((0, 1), (0, 0))))
-    key, sub = jax.random.split(state.key)
-    following, length = lax.cond(
-        lock,
-        lambda: _random_complement(plan, sub, basis, count),
-        lambda: (following, jnp.ones((), state.t.dtype)),
-    )
+    key = state.key
+    if plan.phases:
+        key, sub = jax.random.split(key)
+        following, length = lax.cond(
+            lock,
+            lambda: _random_complement(plan, sub, basis, count),
+            lambda: (following, length),
+        )
     dropped = lax.dynamic_update_slice(
         state.dropped, jnp.roll(ritz.theta, -kept), (state.n_dropped,)
     )
