@@ -1,0 +1,99 @@
+"""The public names, the direction in which data flow, and the documentation that runs."""
+
+import ast
+import doctest
+import importlib
+import pathlib
+import re
+
+import pytest
+
+import jaxstab
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "jaxstab"
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+)
+
+# DESIGN: data → loss → operator → eigen → verdict; transforms → training → sweeps → experiments.
+# A module imports from its own layer and from lower ones; eigen and the operators do not meet.
+LAYERS = {
+    "callables": 0, "checks": 0, "convolutions": 0, "progress": 0,
+    "data": 1, "tfds": 1, "losses": 1, "models": 2, "testing": 2,
+    "operators": 3, "eigen": 3,
+    "measurement": 4,
+    "stability": 5,
+    "transforms": 6, "tracking": 6, "sampling": 6,
+    "lanes": 7, "training": 7,
+    "store": 8, "sweeps": 8,
+    "plots": 9, "experiments": 10, "report": 11, "cli": 12,
+}  # fmt: skip
+
+
+def imported(path):
+    """Modules of the package that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxstab"):
+            names = [node.module]
+            if node.module == "jaxstab":
+                names = [f"jaxstab.{alias.name}" for alias in node.names]
+            yield from names
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("jaxstab"))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "jaxstab"])
+def test_imports_flow_one_way(module):
+    own = module.split(".")[1]
+    path = ROOT.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for name in imported(path):
+        other = name.split(".")[1] if "." in name else own
+        if other == own or other not in LAYERS:
+            continue
+        assert LAYERS[other] <= LAYERS[own], f"{module} imports {name}"
+        assert {own, other} != {"eigen", "operators"}, f"{module} imports {name}"
+
+
+def test_public_names_exist():
+    """The contract of DESIGN, which notebooks and outside users rely on."""
+    for name in jaxstab.__all__:
+        assert hasattr(jaxstab, name), name
+    for name in ("lanczos", "power_iteration", "spectral_density", "trace"):
+        assert callable(getattr(jaxstab.eigen, name))
+    for name in ("sgd", "swa", "sam", "langevin"):
+        assert callable(getattr(jaxstab.transforms, name))
+    assert callable(jaxstab.data.load)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples_print_what_they_say(module):
+    loaded = importlib.import_module(module)
+    import jax
+    import jax.numpy as jnp
+
+    failures, _ = doctest.testmod(loaded, extraglobs={"jax": jax, "jnp": jnp})
+    assert failures == 0
+
+
+def readme_blocks():
+    text = (ROOT / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(readme_blocks())))
+def test_readme_examples_run_as_they_stand(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(readme_blocks()[number], f"README block {number}", "exec"), {})
+
+
+def test_files_stay_short():
+    """A file under about 400 lines is still one idea."""
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in PACKAGE.rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 450
+    }
+    assert not long
