@@ -38,6 +38,19 @@ def check_params_given(transform: str, params: Any) -> None:
         )
 
 
+def check_key(key: Any, several: str) -> None:
+    """Raises unless `key` is one random key; `several` says what to do with more than one."""
+    is_array = hasattr(key, "dtype") and hasattr(key, "shape")
+    typed = is_array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
+    raw = is_array and key.dtype == jnp.uint32 and len(key.shape) == 1
+    if not (typed or raw):
+        shape = f" of shape {key.shape}" if is_array else ""
+        raise TypeError(
+            f"key must be one random key, got {type(key).__name__}{shape}: "
+            f"use jax.random.key(seed); {several}"
+        )
+
+
 def is_zero(value: Any) -> bool:
     """Whether `value` is the Python number 0; arrays and tracers are values of a sweep, not 0."""
     return isinstance(value, int | float) and value == 0

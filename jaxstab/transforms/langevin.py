@@ -9,6 +9,7 @@ import optax
 from jaxstab.transforms.common import (
     ScalarOrSchedule,
     accumulator_dtype,
+    check_key,
     check_scalar_or_schedule,
     value_at,
 )
@@ -85,7 +86,7 @@ def langevin(
         check_scalar_or_schedule("temperature", temperature)
     if noise is not None:
         check_scalar_or_schedule("noise", noise)
-    _check_key(key)
+    check_key(key, "for several chains build the transform inside jax.vmap over keys")
 
     def init(params):
         del params
@@ -116,15 +117,3 @@ def _step(gradient: jax.Array, eta: Any, std: Any, key: jax.Array) -> jax.Array:
     dtype = accumulator_dtype(gradient)
     xi = jax.random.normal(key, jnp.shape(gradient), dtype)
     return (-eta * gradient.astype(dtype) + std * xi).astype(gradient.dtype)
-
-
-def _check_key(key: Any) -> None:
-    is_array = hasattr(key, "dtype") and hasattr(key, "shape")
-    typed = is_array and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
-    raw = is_array and key.dtype == jnp.uint32 and len(key.shape) == 1
-    if not (typed or raw):
-        raise TypeError(
-            f"key must be one random key, got {type(key).__name__}"
-            f"{f' of shape {key.shape}' if is_array else ''}: use jax.random.key(seed); "
-            "for several chains build the transform inside jax.vmap over keys"
-        )

@@ -43,7 +43,10 @@ def test_the_stationary_variance_on_a_quadratic_is_exact(form):
     amount = {"temperature": temperature, "noise": np.sqrt(2 * eta * temperature)}[form]
     optimizer = jt.langevin(eta, key=KEY, **{form: amount})
     x = {name: jnp.zeros(chains) for name in curvature}
-    gradient = lambda x: {name: curvature[name] * x[name] for name in x}
+
+    def gradient(x):
+        return {name: curvature[name] * x[name] for name in x}
+
     # (1 − ηλ)^2·150 < 1e-13: stationary from any start.
     x = simulate(optimizer, gradient, x, 150)
     low, high = chi_square_band(chains, 1e-6)
@@ -58,7 +61,10 @@ def test_the_stationary_variance_on_a_quadratic_is_exact(form):
 def test_boltzmann_occupancy_of_a_tilted_double_well():
     """P(right well) = ∫ exp(−V/T) over it; chance of failure 1e-6."""
     temperature, eta, chains = 0.2, 0.02, 40_000
-    potential = lambda x: x**4 / 4 - x**2 / 2 + 0.1 * x
+
+    def potential(x):
+        return x**4 / 4 - x**2 / 2 + 0.1 * x
+
     grid = np.linspace(-3, 3, 1501)
     density = np.exp(-potential(grid) / temperature)
     boltzmann = density[grid > 0].sum() / density.sum()
@@ -83,7 +89,10 @@ def test_boltzmann_occupancy_of_a_tilted_double_well():
 
 def test_the_gamma_schedules_of_sgdl_are_read_at_each_step():
     gamma = optax.piecewise_constant_schedule(0.1, {1: 10.0})
-    noise = lambda count: jnp.where(count == 0, 0.0, 2.0)
+
+    def noise(count):
+        return jnp.where(count == 0, 0.0, 2.0)
+
     optimizer = jt.langevin(gamma, noise=noise, key=KEY)
     gradient = jnp.ones(50_000)
     state = optimizer.init(gradient)
@@ -138,7 +147,7 @@ def test_data_parallel_replicas_share_noise_and_chains_on_devices_do_not():
         from jax.sharding import PartitionSpec as P
         from jaxstab import transforms as jt
 
-        mesh = jax.make_mesh((2,), ("d",))
+        mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
         key, data = jax.random.key(0), jnp.arange(4.0)
 
         def step(data, axis_name):

