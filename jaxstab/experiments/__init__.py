@@ -6,13 +6,22 @@ module below and list it in `_MODULES`.
 
 from types import ModuleType
 
-from jaxstab.experiments import gd_sharpness, selection
+from jaxstab.experiments import (
+    batch_size,
+    correlation,
+    cross_entropy,
+    gd_sharpness,
+    selection,
+)
 from jaxstab.experiments.base import Claim, Context, Experiment, Outcome, execute
 
 # One line per module, in the order of `jaxstab list`.
 _MODULES: tuple[ModuleType, ...] = (
     gd_sharpness,
+    batch_size,
     selection,
+    correlation,
+    cross_entropy,
 )
 
 REGISTRY: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
