@@ -113,16 +113,16 @@ def _solve(
     apply = vectors.operator(matvec, sig, options.sign)
 
     def body(carry):
-        state, ritz = carry
         if plan.restarts:
-            # The first time round there is nothing to restart from.
-            begin = functools.partial(restarted.restart, plan)
-            state = lax.cond(state.filled == 0, lambda s, r: s, begin, *carry)
-        ritz = ritz._replace(lock=jnp.array(False))
+            # A loop of one turn, and of none where there is nothing yet to restart from. A
+            # conditional would copy the basis.
+            carry = lax.while_loop(
+                lambda c: restarted.pause(plan, *c), lambda c: restarted.restart(plan, *c), carry
+            )
         return lax.while_loop(
             lambda c: ~restarted.pause(plan, *c),
             functools.partial(restarted.step, plan, apply),
-            (state, ritz),
+            carry,
         )
 
     state = restarted.start(plan, key, v0)
@@ -136,8 +136,13 @@ def _solve(
 
 def _result(plan: Plan, state: State, ritz: Ritz) -> EigenResult:
     options = plan.options
-    found = vectors.combine(state.basis, jnp.pad(ritz.q, ((0, 1), (0, 0))))
-    vector = jax.vmap(lambda v: vectors.cast_like(vectors.unit(v)[0], plan.sig))(found)
+
+    def ritz_vector(q):
+        zero = jax.tree.map(lambda b: jnp.zeros_like(b[0]), state.basis)
+        y = vectors.subtract(zero, state.basis, -q, 0, state.filled)
+        return vectors.cast_like(vectors.unit(y)[0], plan.sig)
+
+    vector = lax.map(ritz_vector, ritz.q.T)
     missing = state.bad | ~jnp.isfinite(ritz.value)
     value = jnp.where(missing, jnp.nan, options.sign * ritz.value)
     lower = jnp.where(missing, -jnp.inf, ritz.lower)

@@ -273,7 +273,7 @@ def _complement_bound(
     return theta[0] + jnp.where(state.invariant & state.random, 0, offset)
 
 
-def restart(plan: Plan, state: State, ritz: Ritz) -> State:
+def restart(plan: Plan, state: State, ritz: Ritz) -> tuple[State, Ritz]:
     """Makes room: locks the best pairs and starts a phase, or keeps the best Ritz vectors."""
     k, keep = plan.options.k, plan.keep
     lock = ritz.lock if plan.phases else jnp.array(False)
@@ -309,7 +309,7 @@ def restart(plan: Plan, state: State, ritz: Ritz) -> State:
     dropped = lax.dynamic_update_slice(
         state.dropped, jnp.roll(ritz.theta, -kept), (state.n_dropped,)
     )
-    return state._replace(
+    state = state._replace(
         basis=vectors.set_row(basis, count, following),
         t=t,
         filled=count,
@@ -328,6 +328,7 @@ def restart(plan: Plan, state: State, ritz: Ritz) -> State:
         ).astype(jnp.int32),
         key=key,
     )
+    return state, ritz._replace(lock=jnp.array(False))
 
 
 def _random_complement(

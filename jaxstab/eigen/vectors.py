@@ -211,7 +211,7 @@ def subtract(w: Any, basis: Any, coefficients: jax.Array, start: Any, stop: Any)
 def orthogonalize(w: Any, basis: Any, stop: Any) -> tuple[Any, jax.Array]:
     """One Gram–Schmidt pass of w against vectors 0 … stop−1: returns the rest and coefficients.
 
-    On CPU vector by vector: each is read from memory once, and none beyond `stop`. Elsewhere as two
+    On CPU vector by vector: none beyond `stop` is read. Elsewhere as two
     matrix products with the whole basis, the unused coefficients set to zero: launching 2·stop
     small kernels would cost more than reading it.
     """
@@ -222,14 +222,13 @@ def orthogonalize(w: Any, basis: Any, stop: Any) -> tuple[Any, jax.Array]:
 
 def _orthogonalize_rows(w: Any, basis: Any, stop: Any) -> tuple[Any, jax.Array]:
     rows = jax.tree.leaves(basis)[0].shape[0]
-
-    def body(i, carry):
-        w, h = carry
-        v = row(basis, i)
-        c = dot(v, w)
-        return add(w, -c, v), h.at[i].set(c)
-
-    return lax.fori_loop(0, stop, body, (w, jnp.zeros(rows, dot(w, w).dtype)))
+    h = lax.fori_loop(
+        0,
+        stop,
+        lambda i, h: h.at[i].set(dot(row(basis, i), w)),
+        jnp.zeros(rows, jax.eval_shape(dot, w, w).dtype),
+    )
+    return subtract(w, basis, h, 0, stop), h
 
 
 def _orthogonalize_matrix(w: Any, basis: Any, stop: Any) -> tuple[Any, jax.Array]:

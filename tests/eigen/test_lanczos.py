@@ -57,8 +57,6 @@ def test_tiny_dimensions(diagonal, p):
         result = lanczos(k=k)(diagonal(d), jnp.zeros(p), key=KEY)
         check(result, d[-1] if k == 1 else d[::-1][:k])
         assert result.matvecs <= p + 1
-    if p == 3:
-        check(lanczos(which="smallest")(diagonal(d), jnp.zeros(p), key=KEY), 1)
     check(lanczos(k=p)(diagonal(np.ones(p)), jnp.zeros(p), key=KEY), 1.0 if p == 1 else np.ones(p))
 
 
@@ -69,8 +67,8 @@ def test_multiplicity(diagonal, seed):
     d[:4] = [8, 8, 8, 4]
     result = lanczos(k=4)(diagonal(d), jnp.zeros(300), key=jax.random.key(seed))
     check(result, d[:4])
-    d[:4] = [8, 4, 2, -8]
-    check(lanczos(k=3)(diagonal(d), jnp.zeros(300), key=jax.random.key(seed)), d[:3])
+    d[:5] = [8, 4, 2, 1.5, -8]
+    check(lanczos(k=4)(diagonal(d), jnp.zeros(300), key=jax.random.key(seed)), d[:4])
 
 
 def test_indefinite_spectrum(diagonal):
@@ -82,13 +80,12 @@ def test_indefinite_spectrum(diagonal):
 
 
 @pytest.mark.parametrize("ratio", [0.9, 0.99, 0.999])
-@pytest.mark.parametrize("basis_size", [8, None])
-def test_close_gaps(diagonal, ratio, basis_size):
+def test_close_gaps(diagonal, ratio):
     """Defect 5: however close the next eigenvalue and however few the products, the interval
     contains the truth; converged means that it is narrow too."""
     d = np.linspace(0, 2 * ratio, 400)
     d[0] = 2
-    for budget in (5, 20, 400):
+    for budget, basis_size in ((5, None), (20, 8), (400, None)):
         solve = lanczos(max_matvecs=budget, basis_size=basis_size)
         for seed in range(3):
             result = solve(diagonal(d), jnp.zeros(400), key=jax.random.key(seed))
@@ -150,13 +147,12 @@ def test_restarts_agree_with_the_large_basis(diagonal):
     d = np.r_[np.linspace(0, 1.9, 300), 2]
     results = [
         lanczos(basis_size=size, max_matvecs=400)(diagonal(d), jnp.zeros(301), key=KEY)
-        for size in (6, 12, 100)
+        for size in (6, 100)
     ]
     for result in results:
         check(result, 2)
     matvecs = [int(r.matvecs) for r in results]
-    assert matvecs[0] >= matvecs[1] >= matvecs[2]
-    assert matvecs[1] > 24  # several restarts
+    assert matvecs[0] > matvecs[1] > 20  # restarts cost products, and there were several
 
 
 def test_warm_start(diagonal):
