@@ -79,7 +79,10 @@ def example_factors(
             s = number.get(id(equation))
             if s is None:
                 return outputs
-            rows[s] = site_forms.input_rows(sites[s][1], inputs)
+            site = sites[s][1]
+            rows[s] = site_forms.input_rows(site, inputs)
+            if site_forms.by_rows(equation):
+                outputs = [site_forms.product(site, rows[s], inputs[1], outputs[0])]
             return [outputs[0] + shifts[s]]
 
         values = list(params)
@@ -270,7 +273,11 @@ def pull(
     flat = None if mean is None else jax.tree.leaves(mean)
     inputs, cotangents = [], []
     for s, (i, site) in enumerate(_sites(leaves)):
-        matrix = None if flat is None else _to_matrix(site, flat[i], context, s)
+        x, d = context.inputs(s), context.factors.cotangents[s]
+        shape = (x.shape[1], x.shape[-1], d.shape[-1])
+        matrix = None
+        if flat is not None:
+            matrix = site_forms.to_matrix(site, site.view.apply(flat[i]), shape)
         to_x, to_d = _pull_site(context, tangent, s, matrix)
         inputs.append(to_x)
         cotangents.append(to_d)
@@ -282,18 +289,6 @@ def pull(
     covector = jax.tree.map(lambda c, f: c.astype(f.dtype), covector, context.factors)
     (result,) = jax.linear_transpose(context.linear, params)(covector)
     return result
-
-
-def _to_matrix(site: Site, leaf: jax.Array, context: Context, s: int) -> jax.Array:
-    """A leaf-shaped vector as the (b, K, M) matrix of one site: the inverse of `from_matrix`."""
-    x, d = context.inputs(s), context.factors.cotangents[s]
-    weight = site.view.apply(leaf)
-    shape = jax.ShapeDtypeStruct((x.shape[1], x.shape[-1], d.shape[-1]), weight.dtype)
-    transpose = jax.linear_transpose(
-        lambda matrix: site_forms.from_matrix(site, matrix, weight), shape
-    )
-    (matrix,) = transpose(weight)
-    return matrix
 
 
 # --- Operators -------------------------------------------------------------------------------
