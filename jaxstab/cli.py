@@ -20,6 +20,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 COMMANDS = ("list", "run", "sweep", "measure", "report")
 TRACEBACK = "JAXSTAB_TRACEBACK"
+_SETTING = "setting "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     experiments = run.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, experiment in REGISTRY.items():
         one = experiments.add_parser(name, help=experiment.summary, description=experiment.summary)
-        one.add_argument("--preset", default="quick", help="quick (default) or paper")
+        presets = ", ".join(experiment.presets)
+        one.add_argument("--preset", default="quick", help=f"one of {presets} (default quick)")
         _add_run_options(one, experiment)
 
     sweep = commands.add_parser("sweep", help=SWEEP.summary, description=SWEEP.summary)
@@ -142,7 +144,7 @@ def add_settings(
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
             text += f" (quick: {shown})" if shown not in ("", None) else ""
         common: dict[str, Any] = {
-            "dest": field.name,
+            "dest": _SETTING + field.name,  # apart from the options that all commands share
             "default": argparse.SUPPRESS,
             "required": field.name in required,
             "help": text.replace("%", "%%"),
@@ -198,11 +200,10 @@ def command_run(given: argparse.Namespace) -> int:
     from jaxstab.progress import Bar
 
     experiment = given.experiment
-    names = {field.name for field in dataclasses.fields(experiment.presets["quick"])}
     overrides = {
-        name: tuple(value) if isinstance(value, list) else value
+        name.removeprefix(_SETTING): tuple(value) if isinstance(value, list) else value
         for name, value in vars(given).items()
-        if name in names
+        if name.startswith(_SETTING)
     }
     settings = experiment.settings(given.preset, overrides=overrides)
     with Bar(experiment.name) as bar:
@@ -250,7 +251,7 @@ def command_measure(given: argparse.Namespace) -> int:
     folder = given.checkpoint
     folder = folder / "params" if (folder / "params").is_dir() else folder
     like = jax.eval_shape(problem.init, jax.random.key(0), 1.0)
-    params = grid.check_like(store.load_params(folder, like), like, folder)
+    params = grid.check_like(store.load_params(folder), like, folder)
     key = jax.random.key(0)
     found = measure(
         problem.loss,

@@ -218,10 +218,16 @@ def execute(
         "preset": preset,
         "settings": plain_settings,
     }
-    _claim_folder(out, description)
+    fresh = _claim_folder(out, description)
     context = Context(out, progress, None if data_dir is None else Path(data_dir))
     started = time.time()
-    outcome = experiment.run(settings, context)
+    try:
+        outcome = experiment.run(settings, context)
+    except Exception:
+        if fresh and [path.name for path in out.iterdir()] == ["run.json"]:
+            (out / "run.json").unlink()  # so that the corrected command finds a free folder
+            out.rmdir()
+        raise
     write_rows(out / "results.csv", outcome.rows)
     claims = [dataclasses.asdict(claim) for claim in outcome.claims]
     write_json(out / "claims.json", claims)
@@ -236,8 +242,8 @@ def execute(
     return outcome
 
 
-def _claim_folder(out: Path, description: dict[str, Any]) -> None:
-    """Marks `out` as belonging to this run, unless it holds another one."""
+def _claim_folder(out: Path, description: dict[str, Any]) -> bool:
+    """Marks `out` as belonging to this run, unless it holds another one; True if it is new."""
     marker = out / "run.json"
     if marker.exists():
         held = json.loads(marker.read_text())
@@ -250,9 +256,10 @@ def _claim_folder(out: Path, description: dict[str, Any]) -> None:
                 f"{out} holds a different run ({key} was {theirs.get(key)!r}, now "
                 f"{ours.get(key)!r}): give another --out, or remove that folder"
             )
-        return
+        return False
     out.mkdir(parents=True, exist_ok=True)
     write_json(marker, description | {"status": "started"})
+    return True
 
 
 def environment() -> dict[str, Any]:

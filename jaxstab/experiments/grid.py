@@ -11,7 +11,7 @@ import jax
 import optax
 
 from jaxstab import data, losses, models, sweeps
-from jaxstab.checks import check_name
+from jaxstab.checks import check_at_least, check_name, check_positive
 from jaxstab.experiments import minima
 from jaxstab.experiments.base import (
     Context,
@@ -135,6 +135,8 @@ def run_grid(
       context: where the runs are stored and who is told how far it is.
       batch_sizes: numbers, or "n" for gradient descent.
     """
+    check_positive("tol", settings.tol)
+    check_at_least("max_matvecs", settings.max_matvecs, 1)
     given = load_problem(
         settings.dataset,
         settings.model,

@@ -1,0 +1,256 @@
+"""The command line through `main(argv)`: what it prints, what it refuses, its exit status."""
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jaxstab import cli, experiments, progress
+from jaxstab.experiments.base import Claim, Experiment, Outcome, parse_batch_size, setting
+
+GRID = "--dataset digits --model fnn-small --n-train 40 --learning-rate 1 --batch-size 10 n"
+STOP = "--seeds 1 --max-steps 2000 --loss-tolerance 0.02"
+SWEEP = ["sweep", *GRID.split(), *STOP.split(), "--out"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    learning_rates: tuple[float, ...] = setting((0.1, 0.5), "learning rates, 100 % of them")
+    batch_sizes: tuple[int | str, ...] = setting((4, "n"), "batch sizes", parse_batch_size)
+    seeds: int = setting(5, "number of seeds")
+    tolerance: float | None = setting(None, "tolerance")
+    name: str = setting("x", "a name")
+    control: bool = setting(True, "with the control")
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An experiment named toy that records its settings, or raises what a test asks for."""
+    seen = []
+
+    def run(settings, context):
+        seen.append(settings)
+        context.progress(1, 2, "half")
+        if settings.name == "interrupt":
+            raise KeyboardInterrupt
+        if settings.name == "wrong":
+            raise ValueError("this value is wrong: give another")
+        if settings.name == "bug":
+            raise AssertionError("a bug")
+        claim = Claim("c", "a claim", "theorem", "statistic", 1.0, 1.25, None, "holds")
+        return Outcome([{"value": 1}], [claim], (), "the table")
+
+    presets = {"quick": Settings(), "paper": Settings(seeds=50)}
+    toy = Experiment("toy", "Author 2018, Fig. 1", "a toy", run, presets)
+    monkeypatch.setitem(experiments.REGISTRY, "toy", toy)
+    return seen
+
+
+def run(tmp_path, *arguments):
+    return cli.main(["run", "toy", "--out", str(tmp_path / "out"), *arguments])
+
+
+def test_list_shows_every_experiment(toy, capsys):
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(experiments.REGISTRY)
+    assert "a toy [Author 2018, Fig. 1]" in lines[-1]
+
+
+def test_run_prints_the_table_the_claims_and_the_files(toy, tmp_path, capsys):
+    assert run(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "the table" in printed and "holds: a claim" in printed
+    assert "statistic: 1.25, predicted 1 (theorem)" in printed
+    files = re.findall(r"^  (/.*)$", printed, re.MULTILINE)
+    assert [Path(path).name for path in files] == ["results.csv", "claims.json", "report.html"]
+    assert all(Path(path).exists() for path in files)
+    assert toy == [Settings()]
+
+
+def test_every_setting_is_an_option(toy, tmp_path):
+    options = "--learning-rates 1 2.5 --batch-size 7 n --seeds 3 --tolerance 1e-3 --name y"
+    assert run(tmp_path, *options.split(), "--no-control") == 0
+    assert toy == [Settings((1.0, 2.5), (7, "n"), 3, 1e-3, "y", False)]
+
+
+def test_presets(toy, tmp_path):
+    assert run(tmp_path, "--preset", "paper", "--name", "y") == 0
+    assert toy == [Settings(seeds=50, name="y")]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["preset"] == "paper"
+
+
+def test_help_names_defaults(toy, capsys):
+    assert cli.main(["run", "toy", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--batch-sizes" in text and "batch sizes (quick: 4 n)" in text
+    assert "100 % of them (quick: 0.1 0.5)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu", "toy"], "unknown command 'rnu': did you mean 'run'"),
+        (["run", "tyo"], "unknown experiment 'tyo': did you mean 'toy'"),
+        (["run", "toy", "--preset", "papre"], "unknown preset 'papre': did you mean 'paper'"),
+        (["run", "toy", "--seeds", "many"], "invalid int value: 'many'"),
+        (["run", "toy", "--sedes", "3"], "unrecognized arguments: --sedes 3"),
+        (["run", "toy", "--name", "wrong"], "error: this value is wrong: give another"),
+        ([], "required: COMMAND"),
+        (["run"], "required: NAME"),
+        (["sweep"], "required: --learning-rates/--learning-rate, --batch-sizes/--batch-size"),
+        (["measure", "--dataset", "digits"], "required: --checkpoint, --model"),
+        (["report", "missing"], "no folder missing"),
+    ],
+)
+def test_wrong_arguments(toy, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == cli.EXIT_USER_ERROR
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--model": "fnn-smal"}, "unknown model 'fnn-smal': did you mean 'fnn-small'"),
+        ({"--dataset": "digit"}, "unknown data set 'digit': did you mean 'digits'"),
+        ({"--loss": "sqared"}, "unknown loss 'sqared': did you mean 'squared'"),
+        ({"--dataset": "mnist"}, "mnist is not prepared in"),
+        ({"--batch-size": "41"}, "batch_size 41 is above the number of examples 40"),
+        ({"--batch-size": "0"}, "batch_size must be at least 1"),
+        ({"--learning-rate": "-1"}, "learning_rate must be finite and positive"),
+        ({"--learning-rate": "nan"}, "learning_rate must be finite and positive"),
+        ({"--learning-rate": "0"}, "learning_rate must be finite and positive"),
+        ({"--seeds": "0"}, "seeds must be at least 1"),
+        ({"--max-steps": "0"}, "max_steps for batch size 10 must be at least 1"),
+        ({"--loss-tolerance": "0"}, "loss_tolerance must be finite and positive"),
+        ({"--tol": "0"}, "tol must be finite and positive"),
+        ({"--max-matvecs": "0"}, "max_matvecs must be at least 1"),
+        ({"--n-train": "0"}, "n_train must be at least 1"),
+        ({"--n-train": "100000"}, "n_train is 100000"),
+        ({"--init-scales": "-1"}, "init_scale must be finite and positive"),
+    ],
+)
+def test_wrong_sweeps_end_before_any_training(tmp_path, monkeypatch, capsys, change, message):
+    monkeypatch.setattr("jaxstab.lanes.ended_runs", lambda *_: pytest.fail("trained"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    options = {"--n-train": "40", "--learning-rate": "0.1", "--batch-size": "10", "--seeds": "1"}
+    words = [word for pair in (options | change).items() for word in pair]
+    assert cli.main(["sweep", "--out", str(tmp_path / "out"), *words]) == cli.EXIT_USER_ERROR
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
+
+
+def test_a_folder_of_another_run_is_refused(toy, tmp_path, capsys):
+    assert run(tmp_path) == 0
+    assert run(tmp_path, "--seeds", "3") == cli.EXIT_USER_ERROR
+    assert "holds a different run (seeds was 5, now 3)" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_no_error(toy, tmp_path, capsys):
+    assert run(tmp_path, "--name", "interrupt") == cli.EXIT_INTERRUPTED
+    printed = capsys.readouterr().err
+    assert "the same command continues" in printed and "Traceback" not in printed
+
+
+def test_a_bug_keeps_its_traceback(toy, tmp_path, monkeypatch):
+    with pytest.raises(AssertionError, match="a bug"):
+        run(tmp_path, "--name", "bug")
+    assert not (tmp_path / "out").exists()  # nothing was done: the folder is free again
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(ValueError, match="this value is wrong"):
+        run(tmp_path, "--name", "wrong")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    assert cli.main([*SWEEP, str(out)]) == 0
+    return out
+
+
+def test_sweep_writes_what_an_experiment_writes(swept, capsys):
+    for name in ("results.csv", "claims.json", "run.json", "selection.png", "report.html"):
+        assert (swept / name).stat().st_size > 0
+    assert cli.main([*SWEEP, str(swept)]) == 0  # resumes: all is there
+    printed = capsys.readouterr().out
+    assert "2 runs: 2 ended at a minimum" in printed and str(swept / "report.html") in printed
+
+
+def measure(swept, *more, model="fnn-small"):
+    folder = next((swept / "sweep" / "runs").glob("B10-*"))
+    words = f"measure --checkpoint {folder} --dataset digits --model {model} --n-train 40"
+    return cli.main([*words.split(), *more]), json.loads((folder / "record.json").read_text())
+
+
+def test_measure_agrees_with_the_sweep(swept, capsys):
+    status, record = measure(swept, "--learning-rate", "1", "--batch-size", "10")
+    assert status == 0
+    printed = capsys.readouterr().out
+    a = float(re.search(r"a = (\S+) in", printed)[1])
+    s = float(re.search(r"s = (\S+) in", printed)[1])
+    # both certified to 1e-3 relative
+    assert a == pytest.approx(record["sharpness"], rel=2e-3)
+    assert s == pytest.approx(record["nonuniformity"], rel=2e-3)
+    assert "at learning rate 1, batch size 10 of 40" in printed
+    assert f"train accuracy {record['train_accuracy']:.2%}" in printed
+
+
+def test_measure_refuses_what_does_not_fit(swept, tmp_path, capsys):
+    assert measure(swept, model="fnn")[0] == cli.EXIT_USER_ERROR
+    assert "does not hold parameters of this model" in capsys.readouterr().err
+    assert measure(swept, "--batch-size", "4")[0] == cli.EXIT_USER_ERROR
+    assert "needs both" in capsys.readouterr().err
+    words = ["measure", "--checkpoint", str(tmp_path / "none"), "--dataset", "digits"]
+    assert cli.main([*words, "--model", "fnn-small"]) == cli.EXIT_USER_ERROR
+    assert "no checkpoint at" in capsys.readouterr().err
+
+
+def test_report_on_both_kinds_of_folder(swept, capsys):
+    for folder in (swept, swept / "sweep"):
+        assert cli.main(["report", str(folder)]) == 0
+        assert capsys.readouterr().out.strip() == str(folder / "report.html")
+        assert "inside the region of eq. 9" in (folder / "report.html").read_text()
+
+
+def test_reader_of_annotations():
+    assert cli.reader(int) == (int, False)
+    assert cli.reader(tuple[float, ...]) == (float, True)
+    assert cli.reader(int | None) == (int, False)
+    with pytest.raises(TypeError, match="give `parse`"):
+        cli.reader(tuple[int | str, ...])
+    with pytest.raises(TypeError, match="give `parse`"):
+        cli.reader(dict)
+
+
+def test_every_experiment_has_readable_settings():
+    parser = cli.build_parser()
+    assert isinstance(parser, argparse.ArgumentParser)
+    for name, experiment in experiments.REGISTRY.items():
+        given = parser.parse_args(["run", name])
+        assert given.experiment is experiment and given.out == Path("runs") / name
+
+
+@pytest.mark.parametrize(
+    ("done", "missing", "seconds", "text"),
+    [(0, 5, 9.0, ""), (2, 4, 60.0, "2:00 left"), (1, 100, 90.0, "2:30:00 left")],
+)
+def test_time_left(done, missing, seconds, text):
+    assert progress.time_left(done, missing, seconds) == text
+
+
+def test_bar_on_a_terminal_and_in_a_log(capsys, monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    for terminal in (True, False):
+        console = Console(force_terminal=terminal, width=120, stderr=True)
+        with progress.Bar("title", console=console) as bar:
+            bar(30, 60)
+            bar(45, 60, "B 4")
+        printed = capsys.readouterr().err
+        assert "title" in printed and "45/60" in printed and "left" in printed
