@@ -297,6 +297,7 @@ def edge(
     right.axhline(1.0, ls="--", color="#444444", label="a = 2/η")
     right.scatter(eta, a * eta / 2, color=COLORS[0], label="one run", alpha=0.75)
     label_axes(right, LEARNING_RATE, "a / (2/η)  [1]", log_x=True)
+    right.legend(loc="lower right")
     for rate in blew_up:
         left.annotate("– blew up", (rate, 2 / rate), ha="right", va="top")
         right.annotate("–\nblew up", (rate, 1.0), ha="center", va="top")
@@ -433,11 +434,12 @@ def stability_diagram(
         panel.set_xlim(0, 1.08 * max([edge, *(row["sharpness"] for row in here)]))
         panel.set_ylim(0, 1.1 * max(heights, default=edge))
         label_axes(panel, SHARPNESS, NONUNIFORMITY, title=f"η = {eta:g}", legend=False)
+    names = {
+        size: f"B = n = {n} (GD: only a ≤ 2/η)" if size == n else f"B = {size}" for size in sizes
+    }
+    drawn = {row["batch_size"] for row in minima} | {size for size in sizes if size < n}
     handles: list[Artist] = [
-        Patch(
-            color=colors[size], alpha=0.6, label=f"B = n = {n} (GD)" if size == n else f"B = {size}"
-        )
-        for size in sizes
+        Patch(color=colors[size], alpha=0.6, label=names[size]) for size in sizes if size in drawn
     ]
     handles.append(Line2D([], [], ls="--", color="#444444", label="box of eq. 9; a = 2/η"))
     handles.append(Line2D([], [], ls="-", color="#444444", label="eq. 8, one parameter"))

@@ -10,13 +10,17 @@ from jaxstab.experiments import (
     batch_size,
     correlation,
     cross_entropy,
+    diagram,
     gd_sharpness,
     selection,
+    toy_escape,
 )
 from jaxstab.experiments.base import Claim, Context, Experiment, Outcome, execute
 
 # One line per module, in the order of `jaxstab list`.
 _MODULES: tuple[ModuleType, ...] = (
+    toy_escape,
+    diagram,
     gd_sharpness,
     batch_size,
     selection,

@@ -18,8 +18,6 @@ from jaxstab.checks import check_at_least, check_positive
 from jaxstab.stability.criteria import box, variance_factor
 from jaxstab.stability.linearized import Quadratic, SecondMomentMap, draw_batch
 
-_BISECTIONS = 30
-
 
 def eq8_boundary(
     sharpness: Any, *, learning_rate: float, batch_size: int, n: int, replacement: bool = False
@@ -110,34 +108,47 @@ def _simulate_growth(
     burn_in: int,
     replacement: bool,
 ) -> SimulatedGrowth:
-    draw = functools.partial(
-        draw_batch, n=problem.n, batch_size=batch_size, replacement=replacement
-    )
+    drawing, walking = jax.random.split(key)
+    sizes = {"batch_size": batch_size, "replacement": replacement}
+    batches = _draw_batches(drawing, problem.n, (burn_in + steps, runs), **sizes)
+    return _walk(problem, eta, walking, batches, burn_in)
 
-    def move(x: jax.Array, key: jax.Array) -> jax.Array:
-        return x - eta * jnp.mean(problem.hessians[draw(key)] @ x, 0)
 
-    def step(x: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        moving, choosing = jax.random.split(key)
-        after = jax.vmap(move)(x, jax.random.split(moving, runs))
+def _draw_batches(key: jax.Array, n: int, shape: tuple[int, int], **sizes: Any) -> jax.Array:
+    """Batches for all steps of all runs, (steps, runs, B)."""
+    keys = jax.random.split(key, shape[0] * shape[1])
+    batches = jax.vmap(lambda key: draw_batch(key, n=n, **sizes))(keys)
+    return batches.reshape(*shape, -1)
+
+
+def _walk(
+    problem: Quadratic, eta: Any, key: jax.Array, batches: jax.Array, burn_in: int
+) -> SimulatedGrowth:
+    """The runs on given batches, (burn_in + steps, runs, B)."""
+    total, runs = batches.shape[:2]
+
+    def move(x: jax.Array, batch: jax.Array) -> jax.Array:
+        return x - eta * jnp.mean(problem.hessians[batch] @ x, 0)
+
+    def step(x: jax.Array, draws: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        batch, choice = draws
+        after = jax.vmap(move)(x, batch)
         growth = jnp.sum(after**2, 1)
         # Systematic resampling: one uniform number, a comb of `runs` equidistant points.
-        comb = (jnp.arange(runs) + jax.random.uniform(choosing)) / runs
+        comb = (jnp.arange(runs) + choice) / runs
         share = jnp.cumsum(growth)
         chosen = jnp.minimum(jnp.searchsorted(share / share[-1], comb), runs - 1)
         after = after[chosen]
-        return after / jnp.linalg.norm(after, axis=1, keepdims=True), (
-            jnp.mean(growth),
-            jnp.var(growth) / runs,
-        )
+        after = after / jnp.linalg.norm(after, axis=1, keepdims=True)
+        return after, (jnp.mean(growth), jnp.var(growth) / runs)
 
-    start, walk = jax.random.split(key)
+    start, choosing = jax.random.split(key)
     x = jax.random.normal(start, (runs, problem.hessians.shape[1]), problem.hessians.dtype)
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
-    rates, variances = jax.lax.scan(step, x, jax.random.split(walk, burn_in + steps))[1]
-    return SimulatedGrowth(
-        jnp.mean(rates[burn_in:]), jnp.sqrt(jnp.mean(variances[burn_in:]) / steps)
-    )
+    draws = batches, jax.random.uniform(choosing, (total,))
+    rates, variances = jax.lax.scan(step, x, draws)[1]
+    error = jnp.sqrt(jnp.mean(variances[burn_in:]) / (total - burn_in))
+    return SimulatedGrowth(jnp.mean(rates[burn_in:]), error)
 
 
 class Boundary(NamedTuple):
@@ -163,6 +174,7 @@ def find_boundary(
     key: jax.Array,
     runs: int = 500,
     steps: int = 40,
+    burn_in: int = 10,
     replacement: bool = False,
 ) -> Boundary:
     """Returns where stability ends for the problems H + s E_i that share mean and pattern with one.
@@ -178,6 +190,8 @@ def find_boundary(
       key: random key of the simulation.
       runs: runs side by side.
       steps: steps that are averaged.
+      burn_in: steps before that. In several dimensions the directions settle at the gap between the
+        largest eigenvalues of Q, slowly where a is far below 1/eta: 100 or more.
       replacement: whether batches are drawn with replacement.
 
     Raises:
@@ -197,13 +211,25 @@ def find_boundary(
         batch_size=batch_size,
         runs=runs,
         steps=steps,
+        burn_in=burn_in,
         replacement=replacement,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "runs", "steps", "replacement"))
+@functools.partial(
+    jax.jit, static_argnames=("batch_size", "runs", "steps", "burn_in", "replacement")
+)
 def _find_boundary(
-    problem: Quadratic, eta: Any, pi: Any, key: jax.Array, *, batch_size: int, **options: Any
+    problem: Quadratic,
+    eta: Any,
+    pi: Any,
+    key: jax.Array,
+    *,
+    batch_size: int,
+    runs: int,
+    steps: int,
+    burn_in: int,
+    replacement: bool,
 ) -> Boundary:
     p = problem.hessians.shape[1]
     mean = problem.hessian
@@ -223,18 +249,25 @@ def _find_boundary(
         matrix = jax.vmap(SecondMomentMap(at(s), eta, pi))(units).reshape(p * p, p * p)
         return jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[-1]
 
-    def simulated(s: jax.Array) -> SimulatedGrowth:
-        return _simulate_growth(at(s), eta, key, batch_size=batch_size, burn_in=10, **options)
+    # The same batches at every s: the simulated growth is then as good as monotone in s.
+    drawing, walking = jax.random.split(key)
+    sizes = {"batch_size": batch_size, "replacement": replacement}
+    batches = _draw_batches(drawing, problem.n, (burn_in + steps, runs), **sizes)
 
-    found = _crossing(lambda s: simulated(s).rate, top)
-    # d rate / d s by the exact map at the crossing; the same key makes the simulated one smooth.
+    def simulated(s: jax.Array) -> SimulatedGrowth:
+        return _walk(at(s), eta, walking, batches, burn_in)
+
+    found = _crossing(lambda s: simulated(s).rate, top, 14)  # to 2e-4 of the top
+    # d rate / d s by the exact map at the crossing.
     slope = (exact(found * 1.01) - exact(found * 0.99)) / (0.02 * found)
     error = simulated(found).standard_error / slope
     return Boundary(top, _crossing(eq8, top), _crossing(exact, top), found, error)
 
 
-def _crossing(rate: Callable[[jax.Array], jax.Array], scale: jax.Array) -> jax.Array:
-    """Returns the s in (0, 4 scale) at which an increasing rate crosses 1, by bisection."""
+def _crossing(
+    rate: Callable[[jax.Array], jax.Array], scale: jax.Array, halvings: int = 45
+) -> jax.Array:
+    """Returns the s in (0, 3 scale) at which an increasing rate crosses 1, by bisection."""
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -242,5 +275,5 @@ def _crossing(rate: Callable[[jax.Array], jax.Array], scale: jax.Array) -> jax.A
         above = rate(middle) > 1
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (0.0 * scale, 4 * scale))
+    low, high = jax.lax.fori_loop(0, halvings, halve, (0.0 * scale, 3 * scale))
     return (low + high) / 2
