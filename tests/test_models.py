@@ -218,6 +218,20 @@ def test_branch_scale_scales_the_branches():
     np.testing.assert_allclose(small, without, atol=1e-5)
 
 
+def test_shortcuts_subsample_and_pad_channels_on_both_sides():
+    """With dead branches a network is its first convolution, every fourth position, zero-padded."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8, 8, 1)), jnp.float32)
+    model = models.resnet(8, norm="none", width=2, classes=3)
+    params = models.initialize(model, jax.random.key(0), x[0])
+    for name in ("Conv_2", "Conv_4", "Conv_6"):
+        params[name] = jax.tree.map(jnp.zeros_like, params[name])
+    first = nn.relu(nn.Conv(2, (3, 3)).apply({"params": params["Conv_0"]}, x))
+    features = jnp.pad(first[:, ::4, ::4].mean(axis=(1, 2)), ((0, 0), (3, 3)))  # 1 and then 2
+    expected = features @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    outputs = model.apply({"params": params}, x)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+
+
 # ---- batch statistics ---------------------------------------------------------------------------
 
 

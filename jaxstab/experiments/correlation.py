@@ -190,7 +190,7 @@ def claims(rows: Sequence[Any], problems: Sequence[str]) -> list[Claim]:
                 name,
                 f"sharpness and non-uniformity are strongly correlated over {over}",
                 "observation",
-                f"Pearson correlation of log a and log s over {len(found)} minima",
+                f"Pearson correlation of log a and log s over {len(found)} minima (bootstrap)",
                 f"> {STRONG}",
                 estimate.value,
                 {"95% interval": [estimate.lower, estimate.upper]},
