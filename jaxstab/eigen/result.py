@@ -58,7 +58,11 @@ class EigenResult(NamedTuple):
         return (
             f"{_show(value)} in [{_show(lower)}, {_show(upper)}], "
             f"residual {_show(self.residual, 2)}, {int(self.matvecs)} products, {status}"
-            + ("" if self.converged else ": only the interval is certified, raise max_matvecs")
+            + (
+                ""
+                if self.converged
+                else ": only the interval is certified, raise max_matvecs (or tol, if rounding is the limit)"
+            )
         )
 
     def __str__(self) -> str:

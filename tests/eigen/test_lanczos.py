@@ -143,6 +143,30 @@ def test_failure_probability_of_the_upper_bound(x64, diagonal, budget):
         assert failures > 0.2
 
 
+def test_rounding_is_inside_the_interval(dense, spectrum):
+    """Float32 against float64 truth, 40 starts: no interval may be too narrow for rounding."""
+    a = spectrum(np.r_[np.linspace(-1, 1, 59), 3]).astype(np.float32)
+    true = np.linalg.eigvalsh(a.astype(np.float64))[-1]
+    solve = lanczos(tol=1e-4)
+    result = jax.vmap(lambda key: solve(dense(a), jnp.zeros(60), key=key))(
+        jax.random.split(KEY, 40)
+    )
+    check(result, np.full(40, true), tol=1e-4)
+
+
+def test_scale_of_the_operator_does_not_matter(diagonal):
+    """Powers of two change no rounding: everything scales, over restarts as well."""
+    d = np.linspace(0, 2, 200)
+    solve = lanczos(basis_size=8, max_matvecs=60)
+    results = [solve(diagonal(d * c), jnp.zeros(200), key=KEY) for c in (1, 2.0**-12, 2.0**12)]
+    one = results[0]
+    assert one.matvecs > 20
+    for result, c in zip(results[1:], (2.0**-12, 2.0**12), strict=True):
+        np.testing.assert_allclose(result.value, one.value * c, rtol=1e-6)
+        np.testing.assert_allclose(result.interval.upper, one.interval.upper * c, rtol=1e-4)
+        assert abs(int(result.matvecs) - int(one.matvecs)) <= 1
+
+
 def test_restarts_agree_with_the_large_basis(diagonal):
     d = np.r_[np.linspace(0, 1.9, 300), 2]
     results = [
@@ -170,6 +194,8 @@ def test_warm_start(diagonal):
         warm = quick(diagonal(d), like, key=KEY, v0=v0)
         assert warm.converged and warm.matvecs < cheap.matvecs < cold.matvecs
         assert warm.interval.lower <= 2 <= warm.interval.upper
+        y = np.asarray(warm.vector, np.float64)
+        assert np.linalg.norm(d * y - float(warm.value) * y) <= 1.01e-3 * 2
 
 
 @pytest.mark.parametrize("start", ["second eigenvector", "zero", "nan"])
