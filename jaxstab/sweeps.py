@@ -236,7 +236,8 @@ def _describe(
         optimizer = optax.with_extra_args_support(loop.optimizer(rate))
         state = optimizer.init(params)
         gradient = jax.tree.map(lambda x: x + 1, params)  # any will do, and this one costs nothing
-        same = {"value": 1.0, "grad": gradient, "value_fn": lambda _: 1.0, "grad_fn": lambda p: p}
+        same = {"value": 1.0, "grad": gradient, "value_fn": lambda _: 1.0}
+        same["grad_fn"] = lambda p, *_: p  # called with parts by m-SAM
         for _ in range(2):  # the second one tells what is remembered of the first
             update, state = optimizer.update(gradient, state, params, **same)
         value = training.mean_loss(loss, params, data, chunk_size=loop.chunk_size)

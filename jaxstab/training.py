@@ -20,6 +20,7 @@ import optax
 from jaxstab import checks
 from jaxstab.callables import as_pytree
 from jaxstab.sampling import batch_indices, take
+from jaxstab.transforms.sam import batch_gradient
 
 
 class Status(enum.IntEnum):
@@ -384,7 +385,7 @@ def _step(loop, loss, data, settings, key, first, i, carry):
         value=value,
         grad=grad,
         value_fn=batch_loss,
-        grad_fn=jax.grad(batch_loss),
+        grad_fn=batch_gradient(loss, batch),
     )
     return optax.apply_updates(params, updates), opt_state
 

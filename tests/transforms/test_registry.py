@@ -7,6 +7,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen, nnx
+from jax.sharding import PartitionSpec as P
 
 from jaxstab import transforms as jt
 
@@ -155,12 +156,13 @@ class Linen(linen.Module):
 
 
 @every_optimizer
-def test_vmap_linen_nnx_and_plain_pytrees_give_the_same_run(name):
+def test_vmap_shard_map_linen_nnx_and_plain_pytrees_give_the_same_run(name):
     params, batch = start()
     optimizer = OPTIMIZERS[name](0.1)
     variables = jax.eval_shape(Linen().init, jax.random.key(0), batch[0])
     linen_params = jax.tree.map(lambda _, p: p, variables["params"], params)
     nnx_params = nnx.split(Nnx(params), nnx.Param)[1]
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 
     @jax.jit
     def all_runs(params, linen_params, nnx_params):
@@ -169,7 +171,14 @@ def test_vmap_linen_nnx_and_plain_pytrees_give_the_same_run(name):
 
         two = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
         first = jax.tree.map(lambda p: p[0], jax.vmap(go)(two))
-        return go(params), first, go({"params": linen_params}), go(nnx_params)
+        mapped = jax.shard_map(
+            lambda p, b: run(optimizer, p, b, 2)[0],
+            mesh=mesh,
+            in_specs=(P(), P("d")),
+            out_specs=P(),
+        )
+        others = first, mapped(params, batch), go({"params": linen_params}), go(nnx_params)
+        return go(params), *others
 
     plain, *others = all_runs(params, linen_params, nnx_params)
     for other in others:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxstab import transforms as jt
 from jaxstab.stability import edges
+from jaxstab.training import train
 
 KEY = jax.random.key(1)
 
@@ -272,3 +273,13 @@ def test_wrong_calls_say_what_to_do():
         optimizer.update(w, optimizer.init(w), grad_fn=jt.batch_gradient(loss, batch))
     with pytest.raises(ValueError, match="9 examples does not split into 2 equal parts"):
         update(jt.sam(jt.sgd(0.1), parts=2), w, batch)
+
+
+def test_m_sam_runs_in_train():
+    w, batch = problem()
+    run = train(
+        loss, w, batch, optimizer=lambda lr: jt.sam(jt.sgd(lr), rho=0.3, parts=3),
+        learning_rate=0.1, batch_size=12, key=KEY, max_steps=1, loss_tolerance=None,
+    )  # fmt: skip
+    updates = update(jt.sam(jt.sgd(0.1), rho=0.3, parts=3), w, batch)
+    assert_close(run.params, optax.apply_updates(w, updates), rtol=1e-5, atol=1e-6)

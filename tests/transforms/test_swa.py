@@ -1,5 +1,6 @@
 """SWA, EMA and LAWA equal their definitions on the list of iterates."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import optax
 import pytest
 
 from jaxstab import transforms as jt
+from jaxstab.models import recompute_batch_stats
 
 STEPS = 40
 
@@ -126,6 +128,34 @@ def test_the_cyclic_schedule_is_that_of_the_paper():
     history, last, state = iterates_and_state(optimizer)
     want = history["a"][c::c].mean(axis=0)
     np.testing.assert_allclose(jt.swa_params(state, last)["a"], want, rtol=1e-5)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+
+
+def test_batch_statistics_are_recomputed_for_the_average():
+    x = jax.random.normal(jax.random.key(1), (20, 4))
+    model = Normed()
+    params = model.init(jax.random.key(2), x)["params"]
+    optimizer = jt.swa(jt.sgd(0.5))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        gradient = jax.tree.map(jnp.ones_like, params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(3):
+        params, state = step(params, state)
+    average = jt.swa_params(state, params)
+    stats = recompute_batch_stats(model, average, x, batch_size=20)["batch_stats"]
+    inside = x @ average["Dense_0"]["kernel"] + average["Dense_0"]["bias"]
+    np.testing.assert_allclose(stats["BatchNorm_0"]["mean"], inside.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(stats["BatchNorm_0"]["var"], inside.var(axis=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
