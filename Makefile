@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow check bench notebooks clean
+.PHONY: run test test-slow check bench bench-peers notebooks clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,5 +31,14 @@ notebooks: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# The peers in an environment of their own, with PyTorch first so that nothing replaces it.
+bench-peers: .venv-peers/.ready
+
+.venv-peers/.ready: benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) .cache runs
+	rm -rf $(VENV) .venv-peers .cache runs

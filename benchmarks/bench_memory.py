@@ -1,0 +1,57 @@
+"""Memory of one Σ-product against one HVP of the same chunk (DESIGN.md: at most 3 times)."""
+
+import argparse
+
+import jax
+
+import jaxstab as js
+from benchmarks import harness, problems
+from benchmarks.harness import Row
+
+
+def memory(problem: problems.Problem, chunk_size: int) -> dict[str, int]:
+    """Temporary bytes of the compiled products, from XLA's assignment of buffers."""
+    arguments = (problem.loss, problem.params, problem.data)
+    v = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), problem.params)
+    operators = {
+        "HVP": js.hessian(*arguments, chunk_size=chunk_size),
+        "second moment": js.hessian_second_moment(*arguments, chunk_size=chunk_size),
+        "variance": js.hessian_variance(*arguments, chunk_size=chunk_size),
+        "variance by vmap": js.hessian_variance(*arguments, method="vmap", chunk_size=chunk_size),
+    }
+    return {name: harness.temporary_bytes(operator, v) for name, operator in operators.items()}
+
+
+def rows_of(problem: problems.Problem, chunk_size: int) -> list[Row]:
+    """The ratio, and as a check of the tool that it sees chunk × p where there is that much."""
+    used = memory(problem, chunk_size)
+    megabytes = {name + " (MB)": round(value / 1e6, 3) for name, value in used.items()}
+    note = f"{used['variance'] / 1e6:.1f} MB / {used['HVP'] / 1e6:.1f} MB"
+    products = 4 * chunk_size * problem.size
+    return [
+        Row(
+            f"extra memory, variance / HVP, chunk {chunk_size}: {problem.label}",
+            used["variance"] / used["HVP"],
+            at_most=3.0,
+            note=note,
+            details=megabytes,
+        ),
+        Row(
+            f"the same by vmap, over chunk × p floats (the tool sees them): {problem.label}",
+            used["variance by vmap"] / products,
+            at_least=1.0,
+            note=f"{used['variance by vmap'] / 1e6:.0f} MB / {products / 1e6:.0f} MB",
+        ),
+    ]
+
+
+def run(settings: argparse.Namespace) -> list[Row]:
+    """Temporary memory of one product, as XLA assigns it; nothing is run."""
+    tiny = settings.size == "tiny"
+    n, chunk = (24, 8) if tiny else (1000, 100)
+    makes = [problems.fnn] if tiny else [problems.fnn, problems.vgg, problems.resnet14]
+    return [row for make in makes for row in rows_of(make(n, tiny=tiny), chunk)]
+
+
+if __name__ == "__main__":
+    harness.main("bench_memory", run)
