@@ -55,14 +55,13 @@ class EigenResult(NamedTuple):
                 f"{status}: the operator gave NaN or infinity "
                 f"within {int(self.matvecs)} products; nothing is certified"
             )
+        advice = (
+            ": only the interval is certified; raise max_matvecs, or tol if rounding is the limit"
+        )
         return (
             f"{_show(value)} in [{_show(lower)}, {_show(upper)}], "
-            f"residual {_show(self.residual, 2)}, {int(self.matvecs)} products, {status}"
-            + (
-                ""
-                if self.converged
-                else ": only the interval is certified, raise max_matvecs (or tol, if rounding is the limit)"
-            )
+            f"residual {_show(self.residual, 2)}, {int(self.matvecs)} products, "
+            f"{status}{'' if self.converged else advice}"
         )
 
     def __str__(self) -> str:
