@@ -11,7 +11,7 @@ import PIL.Image
 from jaxstab.checks import check_at_least, check_name
 
 _FASHION = (
-    *("T - shirt / top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 _CIFAR10 = (
