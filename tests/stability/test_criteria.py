@@ -203,3 +203,10 @@ def test_cross_entropy_never_counts_as_stable(kind):
 def test_unknown_loss_kind_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'cross_entropy'"):
         judge(1.0, 1.0, loss_kind="crossentropy")
+
+
+def test_one_parameter_with_a_interval_across_one_over_eta():
+    """(1 - eta a)^2 is smallest inside the interval, not at its ends: growth in [0.999, 1.0015]."""
+    across = Eigen(1.9, Span(1.9, 2.1), True, np.zeros(1))
+    found = Measured(across, certified(math.sqrt(4 * 0.999), p=1))
+    assert verdict(found, learning_rate=0.5, batch_size=1).status == "undecided"
