@@ -175,6 +175,7 @@ def test_paper_preset_runs_on_prepared_data(tmp_path):
         max_steps=2,
         loss_tolerance=10.0,  # a "minimum" at once: this is about the path, not the result
         tol=0.1,
+        max_matvecs=20,
     )
     outcome = execute(
         selection.EXPERIMENT,
