@@ -1,6 +1,8 @@
 """Memory of one Σ-product against one HVP of the same chunk (DESIGN.md: at most 3 times)."""
 
 import argparse
+import functools
+from typing import Any
 
 import jax
 
@@ -8,18 +10,25 @@ import jaxstab as js
 from benchmarks import harness, problems
 from benchmarks.harness import Row
 
+KINDS = ("HVP", "second moment", "variance", "variance by vmap")
 
-def memory(problem: problems.Problem, chunk_size: int) -> dict[str, int]:
+
+def memory(
+    problem: problems.Problem, chunk_size: int, kinds: tuple[str, ...] = KINDS
+) -> dict[str, int]:
     """Temporary bytes of the compiled products, from XLA's assignment of buffers."""
     arguments = (problem.loss, problem.params, problem.data)
     v = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), problem.params)
-    operators = {
-        "HVP": js.hessian(*arguments, chunk_size=chunk_size),
-        "second moment": js.hessian_second_moment(*arguments, chunk_size=chunk_size),
-        "variance": js.hessian_variance(*arguments, chunk_size=chunk_size),
-        "variance by vmap": js.hessian_variance(*arguments, method="vmap", chunk_size=chunk_size),
+    makes: dict[str, Any] = {
+        "HVP": js.hessian,
+        "second moment": js.hessian_second_moment,
+        "variance": js.hessian_variance,
+        "variance by vmap": functools.partial(js.hessian_variance, method="vmap"),
     }
-    return {name: harness.temporary_bytes(operator, v) for name, operator in operators.items()}
+    return {
+        kind: harness.temporary_bytes(makes[kind](*arguments, chunk_size=chunk_size), v)
+        for kind in kinds
+    }
 
 
 def rows_of(problem: problems.Problem, chunk_size: int) -> list[Row]:

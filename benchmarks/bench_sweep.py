@@ -34,10 +34,14 @@ def run(settings: argparse.Namespace) -> list[Row]:
     model, example = problem.loss.model, problem.data[0][0]
     rates = [RATE * (1 + 0.01 * i) for i in range(runs // 2)]
 
+    # One function for all calls: a new one each time would be compiled each time.
+    def init(key: jax.Array, scale: jax.Array) -> Any:
+        return models.initialize(model, key, example, scale)
+
     def ours() -> Any:
         result = sweep(
             problem.loss,
-            lambda key, scale: models.initialize(model, key, example, scale),
+            init,
             problem.data,
             optimizer=optax.sgd,
             learning_rates=rates,

@@ -26,7 +26,7 @@ class Shape:
 
 
 SMALL = Shape()  # GPT-2 small: 124,439,808 parameters
-TINY = Shape(vocabulary=31, positions=8, width=8, layers=2, heads=2)
+TINY = Shape(vocabulary=31, positions=8, width=8, layers=1, heads=2)
 
 
 class Block(nn.Module):

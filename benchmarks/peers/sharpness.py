@@ -26,7 +26,7 @@ def by_curvlinops(model, x, y, tolerance):
     operator = curvlinops.HessianLinearOperator(
         model,
         torch.nn.MSELoss(reduction="mean"),
-        dict(model.named_parameters()),
+        list(model.parameters()),
         [(x, y)],
         check_deterministic=False,
     )
