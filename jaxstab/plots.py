@@ -412,7 +412,7 @@ def stability_diagram(
       The figure. Example: `plots.stability_diagram(n=1000, batch_sizes=(4, 25, 1000),
       learning_rates=(0.1,), minima=result.records).savefig("diagram.png")`.
     """
-    figure, axes = new_figure(1, len(learning_rates))
+    figure, axes = new_figure(1, len(learning_rates), height=4.8)
     sizes = sorted(batch_sizes)
     colors = dict(zip(sizes, itertools.cycle(COLORS)))
     for panel, eta in zip(axes[0], learning_rates):
@@ -434,9 +434,7 @@ def stability_diagram(
         panel.set_xlim(0, 1.08 * max([edge, *(row["sharpness"] for row in here)]))
         panel.set_ylim(0, 1.1 * max(heights, default=edge))
         label_axes(panel, SHARPNESS, NONUNIFORMITY, title=f"η = {eta:g}", legend=False)
-    names = {
-        size: f"B = n = {n} (GD: only a ≤ 2/η)" if size == n else f"B = {size}" for size in sizes
-    }
+    names = {size: f"B = n = {n} (GD)" if size == n else f"B = {size}" for size in sizes}
     drawn = {row["batch_size"] for row in minima} | {size for size in sizes if size < n}
     handles: list[Artist] = [
         Patch(color=colors[size], alpha=0.6, label=names[size]) for size in sizes if size in drawn
@@ -450,7 +448,7 @@ def stability_diagram(
         handles.append(
             Line2D([], [], ls="none", marker="x", color="#444444", label="measured minimum")
         )
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(learning_rates))
     if title:
         figure.suptitle(title)
     return figure

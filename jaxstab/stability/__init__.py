@@ -1,6 +1,6 @@
 """What sharpness, non-uniformity, H and Sigma say about an optimizer at a minimum."""
 
-from jaxstab.stability import diffusion, edges, exact, linearized
+from jaxstab.stability import boundary, diffusion, edges, exact, linearized
 from jaxstab.stability.criteria import (
     Box,
     Margins,
@@ -22,6 +22,7 @@ __all__ = [
     "LearningRateLimit",
     "Margins",
     "Verdict",
+    "boundary",
     "box",
     "diffusion",
     "edges",
