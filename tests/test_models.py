@@ -57,9 +57,9 @@ def test_residual_counts_with_other_widths_channels_and_classes():
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_models_by_name_map_batches_to_outputs(name):
-    shape = (8, 8, 1) if name in ("fnn-small", "vgg-small") else (32, 32, 3)
+    shape = (8, 8, 1) if name.endswith("-small") else (32, 32, 3)
     model = models.by_name(name, 7)
-    if name.startswith(("resnet14", "resnet56", "resnet110")):  # shapes only: slow to compile
+    if name.startswith("resnet") and name != "resnet8-small":  # shapes only: slow to compile
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
         out = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((3, *shape), jnp.float32))
         assert out.shape == (3, 7)
