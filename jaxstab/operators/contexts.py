@@ -51,7 +51,7 @@ class Contexts(NamedTuple):
     Where `kept` is None they are made anew from `data` at every pass.
     """
 
-    make: Callable[[Any], Any] | None
+    make: Any
     data: Any
     chunk_size: int
     kept: tuple[Any, Any] | None

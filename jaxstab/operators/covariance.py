@@ -25,7 +25,7 @@ class GradientCovariance(Operator):
     loss: Any
     params: Any
     data: Any
-    chunk_size: int | None = static(None)
+    chunk_size: int | None = static(default=None)
 
     def product(self, v: Params) -> Params:
         """Returns C_g v, uncompiled."""

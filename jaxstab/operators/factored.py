@@ -210,8 +210,8 @@ def _pull_site(
     pairs = _pairs(context, tangent, s)
     moves = context.factors.inputs[s] is not None
     if _keeps_pairs(x, d):
-        to_d = sum(_mix(_gram(x, y), e) for y, e in pairs)
-        to_x = sum(_mix(_gram(d, e), y) for y, e in pairs) if moves else None
+        to_d: Any = sum(_mix(_gram(x, y), e) for y, e in pairs)
+        to_x: Any = sum(_mix(_gram(d, e), y) for y, e in pairs) if moves else None
         if mean is not None:
             to_d = to_d - _times(x, mean)
             to_x = to_x - _times(d, jnp.swapaxes(mean, 1, 2)) if moves else None
@@ -219,8 +219,9 @@ def _pull_site(
     u = _multiply(pairs)
     if mean is not None:
         u = u - mean
-    to_x = jnp.einsum("nbtm,nbkm->nbtk", d, u) if moves else None
-    return to_x, jnp.einsum("nbtk,nbkm->nbtm", x, u)
+    return jnp.einsum("nbtm,nbkm->nbtk", d, u) if moves else None, jnp.einsum(
+        "nbtk,nbkm->nbtm", x, u
+    )
 
 
 # --- All leaves ------------------------------------------------------------------------------
@@ -349,7 +350,7 @@ class FactoredMoment(Operator):
     params: Any
     data: Any
     centred: bool = static()
-    chunk_size: int | None = static(None)
+    chunk_size: int | None = static(default=None)
 
     def product(self, v: Params) -> Params:
         """Returns the product, uncompiled."""

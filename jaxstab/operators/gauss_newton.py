@@ -118,10 +118,9 @@ def _output_gram(contexts: list[Context]) -> jax.Array:
     """J_i J_iᵀ, (n, k, k): inner products of the gradients of every pair of outputs."""
     k = len(contexts)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *[c.factors for c in contexts])
-    fixed = contexts[0].fixed
 
     def entry(o: Any, other: Any) -> jax.Array:
-        left, right = (Context(_take(stacked, j), fixed, None) for j in (o, other))
+        left, right = (contexts[0]._replace(factors=_take(stacked, j)) for j in (o, other))
         return example_inner(left, None, None, right)
 
     rows = jax.vmap(lambda o: jax.vmap(lambda p: entry(o, p))(jnp.arange(k)))(jnp.arange(k))
@@ -136,7 +135,7 @@ class GaussNewtonMoment(Operator):
     params: Any
     data: Any
     centred: bool = static()
-    chunk_size: int | None = static(None)
+    chunk_size: int | None = static(default=None)
 
     def _contexts(self) -> Contexts:
         split = split_at_outputs(self.loss, self.params, self.data)

@@ -13,7 +13,7 @@ operands and not constants.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,16 @@ from jaxstab.operators.contexts import Contexts, automatic_chunk
 
 Params = Any
 Loss = Callable[[Params, Any], jax.Array]
-Self = TypeVar("Self")
+Class = TypeVar("Class")
 
 
-def operator(cls: type[Self]) -> type[Self]:
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is part of the code, not of the arrays."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def operator(cls: type[Class]) -> type[Class]:
     """Registers a frozen dataclass as a callable pytree; fields marked static are not leaves."""
     cls = dataclasses.dataclass(frozen=True, repr=False)(cls)  # type: ignore[arg-type]
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -37,18 +43,13 @@ def operator(cls: type[Self]) -> type[Self]:
     return jax.tree_util.register_dataclass(cls, data_fields=arrays, meta_fields=static)
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is part of the code, not of the arrays."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
 @functools.partial(jax.jit, inline=True)
 def apply(matvec: Callable[[Params], Params], v: Params) -> Params:
     """Returns `matvec(v)` compiled with the arrays of `matvec` as operands."""
     return matvec.product(v)  # type: ignore[attr-defined]
 
 
-class Operator(Generic[Self]):
+class Operator:
     """A linear operator v ↦ A v on pytrees shaped like the parameters."""
 
     loss: Any
@@ -77,7 +78,8 @@ class Operator(Generic[Self]):
 
 
 def _check_vector(params: Params, v: Params) -> None:
-    expected, got = jax.tree.structure(params), jax.tree.structure(v)
+    expected: Any = jax.tree.structure(params)
+    got: Any = jax.tree.structure(v)
     if expected != got:
         raise ValueError(f"v must have the tree structure of params, {expected}; got {got}")
     for (path, leaf), other in zip(
@@ -132,7 +134,7 @@ class Hessian(Operator):
     loss: Any
     params: Any
     data: Any
-    chunk_size: int | None = static(None)
+    chunk_size: int | None = static(default=None)
 
     def _contexts(self) -> Contexts:
         def make(chunk: Any) -> Any:
@@ -185,7 +187,7 @@ class PerExampleHessian(Operator):
     loss: Any
     params: Any
     data: Any
-    chunk_size: int | None = static(None)
+    chunk_size: int | None = static(default=None)
 
     def product(self, v: Params) -> Params:
         """Returns (H_i v)_i, uncompiled."""
@@ -204,7 +206,7 @@ class VmapSecondMoment(Operator):
     loss: Any
     params: Any
     data: Any
-    chunk_size: int | None = static(None)
+    chunk_size: int | None = static(default=None)
 
     def product(self, v: Params) -> Params:
         """Returns (1/n) Σ H_i² v, uncompiled."""
