@@ -120,6 +120,13 @@ def save_params(path: Path, params: Any) -> None:
         checkpointer.save(path.absolute(), jax.tree.map(np.asarray, params))
 
 
+def replace_params(path: Path, params: Any) -> None:
+    """Writes parameters where there may be some already."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_params(path, params)
+
+
 def load_params(path: Path | str, like: Any = None) -> Any:
     """Reads the parameters of a finished run.
 

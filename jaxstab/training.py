@@ -82,7 +82,7 @@ class Settings(NamedTuple):
 
 
 class Observer(NamedTuple):
-    """`init(params) -> state` and `update(state, params, data) -> (state, info)`, both pytrees."""
+    """`init(params) -> state`, `update(state, params, data, opt_state=...) -> (state, info)`."""
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -159,8 +159,8 @@ def train(
       replacement: draw batches with replacement.
       chunk_size: examples per chunk in the checks of the full loss, to bound memory.
       opt_state: continue from the `opt_state` of an earlier run; use a new key.
-      observer: object with `init(params)` and `update(state, params, data) -> (state, info)`, such
-        as `js.tracker(...)`; updated at every check, inside the compiled loop.
+      observer: object with `init(params)` and `update(state, params, data, *, opt_state) -> (state,
+        info)`, such as `js.tracker(...)`; called at every check, inside the compiled loop.
 
     Returns:
       A `Run`. Divergence and the step limit are results: look at `status`.
@@ -233,7 +233,8 @@ def start(
     observer_state, observations = None, None
     if observer is not None:
         observer_state = observer.init(params)
-        info = jax.eval_shape(observer.update, observer_state, params, data)[1]
+        shapes = jax.eval_shape(observer.update, observer_state, params, data, opt_state=opt_state)
+        info = shapes[1]
         observations = jax.tree.map(lambda x: jnp.zeros((loop.checks, *x.shape), x.dtype), info)
     step = jnp.zeros((), jnp.int32)
     status = _status(loop, settings, step, value, value)
@@ -270,7 +271,9 @@ def advance(
         check = (step + loop.check_every - 1) // loop.check_every
         observer_state, observations = state.observer_state, state.observations
         if observer is not None:
-            observer_state, info = observer.update(observer_state, params, data)
+            observer_state, info = observer.update(
+                observer_state, params, data, opt_state=opt_state
+            )
             observations = jax.tree.map(lambda all, x: all.at[check - 1].set(x), observations, info)
         return State(
             params=params,

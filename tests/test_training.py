@@ -182,7 +182,8 @@ class CountingObserver:
     def init(self, params):
         return jnp.zeros((), jnp.int32)
 
-    def update(self, state, params, data):
+    def update(self, state, params, data, *, opt_state):
+        assert len(opt_state) == len(optax.sgd(0.1).init(params))
         return state + 1, {"count": state + 1, "norm": optax.tree.norm(params)}
 
 
