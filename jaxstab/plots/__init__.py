@@ -1,0 +1,41 @@
+"""Figures: one function per kind, arrays in, a matplotlib `Figure` out."""
+
+from jaxstab.plots.common import (
+    COLORS,
+    LEARNING_RATE,
+    MARKERS,
+    NONUNIFORMITY,
+    SHARPNESS,
+    STYLE,
+    Line,
+    Series,
+    draw_series,
+    edge,
+    label_axes,
+    mean_std,
+    new_figure,
+    selection,
+    styled,
+)
+from jaxstab.plots.stability import boundary, stability_diagram, toy_escape
+
+__all__ = [
+    "COLORS",
+    "LEARNING_RATE",
+    "MARKERS",
+    "NONUNIFORMITY",
+    "SHARPNESS",
+    "STYLE",
+    "Line",
+    "Series",
+    "boundary",
+    "draw_series",
+    "edge",
+    "label_axes",
+    "mean_std",
+    "new_figure",
+    "selection",
+    "stability_diagram",
+    "styled",
+    "toy_escape",
+]
