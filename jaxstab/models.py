@@ -245,25 +245,27 @@ def initialize(model: nn.Module, key: Array, x_example: Array, scale: float | Ar
       True
     """
     check_positive("scale", scale, allow_zero=True)
-    return _initialize(model, key, jnp.asarray(x_example), jnp.asarray(scale))
+    return _initialize(model, key, jnp.asarray(x_example), jnp.asarray(scale, float))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _initialize(model: nn.Module, key: Array, x_example: Array, scale: Array) -> Any:
     own_key, key = jax.random.split(key)
     params = model.init(own_key, x_example[None])["params"]
-    kernels = {
-        path[:-1]: leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if path[-1].key == "kernel"
-    }
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    leaves = []
-    for leaf_key, (path, leaf) in zip(jax.random.split(key, len(flat)), flat, strict=True):
-        kernel = kernels.get(path[:-1])
-        if kernel is not None and path[-1].key in ("kernel", "bias"):
-            bound = scale.astype(leaf.dtype) / math.sqrt(kernel.size // kernel.shape[-1])
-            leaf = bound * jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -1.0, 1.0)
+    kernels = {path[:-1]: leaf for path, leaf in flat if path[-1].key == "kernel"}
+    drawn = [path[:-1] in kernels and path[-1].key in ("kernel", "bias") for path, _ in flat]
+    # one draw for all layers: a draw per layer takes seconds to compile in a deep network
+    numbers = jax.random.uniform(
+        key, (sum(leaf.size for (_, leaf), ours in zip(flat, drawn) if ours),), scale.dtype, -1, 1
+    )
+    leaves, start = [], 0
+    for (path, leaf), ours in zip(flat, drawn, strict=True):
+        if ours:
+            kernel = kernels[path[:-1]]
+            bound = scale / math.sqrt(kernel.size // kernel.shape[-1])
+            values = bound * numbers[start : start + leaf.size].reshape(leaf.shape)
+            leaf, start = values.astype(leaf.dtype), start + leaf.size
         leaves.append(leaf)
     return jax.tree.unflatten(treedef, leaves)
 
@@ -277,8 +279,13 @@ def initial_state(model: nn.Module, x_example: Array) -> dict[str, Any]:
       model: a Flax (linen) module on batches.
       x_example: one input, without a batch axis.
     """
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.asarray(x_example)[None])
-    return {name: value for name, value in variables.items() if name != "params"}
+
+    def others(x: Array) -> dict[str, Any]:
+        variables = model.init(jax.random.key(0), x[None])
+        return {name: value for name, value in variables.items() if name != "params"}
+
+    x = jnp.asarray(x_example)
+    return jax.jit(others)(x) if jax.tree.leaves(jax.eval_shape(others, x)) else {}
 
 
 def recompute_batch_stats(
