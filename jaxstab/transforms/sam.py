@@ -147,7 +147,8 @@ def batch_gradient(loss: Callable[[Any, Any], jax.Array], batch: Any) -> Callabl
 
     Returns:
       `grad_fn(params)`, the gradient of the mean loss over the batch, and
-      `grad_fn(params, part, parts)`, the same over the part-th of `parts` equal runs of examples.
+      `grad_fn(params, part, parts)`, the same over the part-th of `parts` equal runs of consecutive
+      examples: a batch that is all data in a sorted order wants shuffling, once.
 
     Raises:
       ValueError: from `grad_fn`, if B is not a multiple of `parts`.
