@@ -19,6 +19,7 @@ import optax
 
 from jaxstab import checks
 from jaxstab.callables import as_pytree
+from jaxstab.convolutions import fast_in_loops
 from jaxstab.sampling import batch_indices, take
 from jaxstab.transforms.sam import batch_gradient
 
@@ -85,7 +86,7 @@ class Observer(NamedTuple):
     """`init(params) -> state`, `update(state, params, data, opt_state=...) -> (state, info)`."""
 
     init: Callable[[Any], Any]
-    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    update: Callable[..., tuple[Any, Any]]
 
 
 class State(NamedTuple):
@@ -265,7 +266,8 @@ def advance(
             # a trip count that is data costs a masked update per step under vmap
             length = jnp.minimum(length, loop.max_steps - state.step)
         step_once = partial(_step, loop, loss, data, settings, state.key, state.step)
-        params, opt_state = jax.lax.fori_loop(0, length, step_once, (state.params, state.opt_state))
+        carry = (state.params, state.opt_state)
+        params, opt_state = jax.lax.fori_loop(0, length, fast_in_loops(step_once), carry)
         step = state.step + length
         value = mean_loss(loss, params, data, chunk_size=loop.chunk_size)
         check = (step + loop.check_every - 1) // loop.check_every
