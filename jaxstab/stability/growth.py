@@ -6,6 +6,7 @@ NeurIPS 2018, eq. 8.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ class LearningRateLimit(NamedTuple):
     matvecs: int
     """Products with H plus products with Sigma."""
     converged: bool
-    """Whether `growth` is certified to be at most 1 + 2 tol."""
+    """Whether `growth` is certified to be at most 1 + slack + 2 tol."""
 
 
 def max_learning_rate(
@@ -141,18 +142,23 @@ def max_learning_rate(
     n: int,
     key: jax.Array,
     replacement: bool = False,
+    slack: float = 1e-2,
     tol: float = 1e-3,
     max_matvecs: int = 200,
     max_iterations: int = 20,
 ) -> LearningRateLimit:
-    """Returns the largest learning rate that meets eq. 8, for positive semi-definite H.
+    """Returns the largest learning rate at which the eigenvalue of eq. 8 is at most 1 + slack.
 
-    With K = H^2 + pi(B) Sigma, eq. 8 reads eta^2 K <= 2 eta H, so the limit is 2/mu with
-    mu = max_v (v^T K v)/(v^T H v) = lambda_max(H^(+/2) K H^(+/2)). Neither roots nor inverses of H
-    are needed: this is a ratio of quadratic forms, maximised by Dinkelbach's iteration. Find the
-    top eigenvector v of eq. 8 at the present eta; if its eigenvalue is above 1, the ratio at v is a
-    smaller eta = 2 v^T H v / v^T K v, and still no smaller than the limit. It is Newton's method on
-    a convex function: monotone from above, superlinear, 3 to 8 eigenproblems, H may be singular.
+    With slack 0 and H positive semi-definite this is 2/mu with mu = max_v (v^T K v)/(v^T H v) =
+    lambda_max(H^(+/2) K H^(+/2)), K = H^2 + pi(B) Sigma. Neither roots nor inverses of H are
+    needed. For each unit v, q_v(eta) = v^T M v = 1 - 2 eta v^T H v + eta^2 v^T K v is a quadratic
+    that bounds the eigenvalue from below, and equals it at the present eta if v is the top
+    eigenvector there. So the larger root of q_v = 1 + slack is a smaller learning rate, and still
+    no smaller than the limit: Newton's method for a convex function (with slack 0, Dinkelbach's
+    iteration for the ratio), monotone from above and superlinear. It takes 3 to 8 eigenproblems.
+
+    Why slack: where training stopped just short of a minimum, H has eigenvalues a little below 0.
+    Along them |x| grows however small eta is, very slowly, and without slack the limit would be 0.
 
     Args:
       hessian: v -> H v.
@@ -162,18 +168,20 @@ def max_learning_rate(
       n: number of examples.
       key: random key.
       replacement: whether batches are drawn with replacement.
-      tol: eq. 8 counts as met when its eigenvalue is at most 1 + tol.
+      slack: growth of E |x|^2 per step that still counts as staying.
+      tol: accuracy of the eigenvalue.
       max_matvecs: products with M in each eigenproblem.
       max_iterations: eigenproblems to spend.
 
     Returns:
-      `LearningRateLimit`. The value is 0 if H has a direction of negative curvature (no learning
-      rate is then stable) and infinite if H = 0.
+      `LearningRateLimit`. Infinite if H and Sigma vanish; 0 with slack 0 if H has a direction of
+      negative curvature.
 
     Raises:
-      ValueError: if the batch size is not in 1..n.
+      ValueError: if the batch size is not in 1..n or the slack is negative.
     """
     check_at_least("max_iterations", max_iterations, 1)
+    check_positive("slack", slack, allow_zero=True)
     pi = variance_factor(n, batch_size, replacement)
     per_product = 3 if pi else 2
     hessian, variance = as_pytree(hessian), as_pytree(variance)
@@ -181,14 +189,14 @@ def max_learning_rate(
     top = solve(hessian, like, key=key)
     v, spent = top.vector, int(top.matvecs)
     growth: EigenResult | None = None
-    value = float("inf")
+    value = math.inf
     for _ in range(max_iterations):
         curvature, second = (float(x) for x in _forms(hessian, variance if pi else None, pi, v))
         spent += per_product - 1
-        if curvature <= 0:
-            value = float("inf") if curvature == second == 0 else 0.0
-            return LearningRateLimit(value, growth, spent, bool(top.converged))
-        value = min(value, 2 * curvature / second)
+        root = math.sqrt(curvature**2 + slack * second)
+        value = min(value, (curvature + root) / second if second > 0 else math.inf)
+        if value <= 0 or value == math.inf:
+            return LearningRateLimit(max(value, 0.0), growth, spent, bool(top.converged))
         key, _ = jax.random.split(key)
         growth = second_moment_growth(
             hessian,
@@ -203,17 +211,19 @@ def max_learning_rate(
             max_matvecs=max_matvecs,
         )
         spent += per_product * int(growth.matvecs)
-        if float(growth.value) <= 1 + tol:
+        if float(growth.value) <= 1 + slack + tol:
             break
         v = growth.vector
     assert growth is not None  # at least one iteration
-    met = bool(growth.converged) and float(growth.interval.upper) <= 1 + 2 * tol
+    met = bool(growth.converged) and float(growth.interval.upper) <= 1 + slack + 2 * tol
     return LearningRateLimit(value, growth, spent, met)
 
 
 @jax.jit
 def _forms(hessian: Matvec, variance: Matvec | None, pi: Any, v: Any) -> tuple[Any, Any]:
-    """Returns v^T H v and v^T (H^2 + pi Sigma) v."""
+    """Returns v^T H v and v^T (H^2 + pi Sigma) v for the unit vector along v."""
+    norm = jnp.sqrt(_dot(v, v))
+    v = jax.tree.map(lambda x: x / norm, v)
     product = hessian(v)
     second = _dot(product, product)
     if variance is not None:

@@ -74,7 +74,13 @@ def test_the_largest_learning_rate(x64, rank, batch_size, seed):
     )
     tol = 1e-8
     found = stability.max_learning_rate(
-        *operators(problem), like(6), batch_size=batch_size, n=5, key=jax.random.key(seed), tol=tol
+        *operators(problem),
+        like(6),
+        batch_size=batch_size,
+        n=5,
+        key=jax.random.key(seed),
+        slack=0,
+        tol=tol,
     )
     assert found.converged
     if batch_size == 5:  # gradient descent
@@ -89,11 +95,23 @@ def test_the_largest_learning_rate(x64, rank, batch_size, seed):
 
 
 def test_no_learning_rate_is_stable_on_a_saddle_and_every_one_where_it_is_flat(x64):
-    options = {"batch_size": 1, "n": 2, "key": jax.random.key(0), "tol": 1e-8}
+    options = {"batch_size": 1, "n": 2, "key": jax.random.key(0), "slack": 0, "tol": 1e-8}
     saddle = linearized.quadratic(np.stack([np.diag([1.0, -0.5, 0.3, 0.2, 0.1, 0.0])] * 2))
     assert stability.max_learning_rate(*operators(saddle), like(6), **options).value == 0
     flat = linearized.quadratic(np.zeros((2, 6, 6)))
     assert stability.max_learning_rate(*operators(flat), like(6), **options).value == np.inf
+
+
+def test_slack_forgives_a_little_negative_curvature(x64):
+    hessian = np.diag([1.0, 0.5, 0.3, 0.2, 0.1, -1e-3])
+    problem = linearized.quadratic(np.stack([hessian + np.eye(6) / 3, hessian - np.eye(6) / 3]))
+    options = {"batch_size": 1, "n": 2, "key": jax.random.key(0), "tol": 1e-8}
+    strict = stability.max_learning_rate(*operators(problem), like(6), slack=0, **options)
+    assert strict.value == 0
+    found = stability.max_learning_rate(*operators(problem), like(6), slack=0.02, **options)
+    assert found.converged and 0 < found.value < 2
+    top = np.linalg.eigvalsh(eq_8(problem, found.value, 1.0))[-1]
+    assert top == pytest.approx(1.02, abs=3e-8)
 
 
 def test_an_exhausted_search_says_so(x64):
@@ -104,6 +122,7 @@ def test_an_exhausted_search_says_so(x64):
         batch_size=1,
         n=5,
         key=jax.random.key(0),
+        slack=0,
         tol=1e-8,
         max_iterations=1,
     )
@@ -138,5 +157,8 @@ def test_wrong_input_is_refused():
     ]:
         with pytest.raises(ValueError, match=words):
             stability.second_moment_operator(*operators(problem), **(options | changes))
+    limit = {"batch_size": 2, "n": 5, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match="slack"):
+        stability.max_learning_rate(*operators(problem), like(6), slack=-1.0, **limit)
     with pytest.raises(TypeError, match="expected a function"):
         stability.second_moment_operator(problem.hessian, problem.variance, **options)
