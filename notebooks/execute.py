@@ -1,7 +1,7 @@
 """Executes every notebook of this folder and saves it with its figures.
 
-    python notebooks/execute.py            full settings, saved in place
-    python notebooks/execute.py --small    the settings of the tests, nothing saved
+python notebooks/execute.py            full settings, saved in place
+python notebooks/execute.py --small    the settings of the tests, nothing saved
 """
 
 import argparse
