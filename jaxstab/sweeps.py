@@ -165,7 +165,7 @@ def sweep(
         loops[size] = training.Loop(optimizer, size, limit, every, replacement, chunk_size)
     training.check_optimizer(optimizer, with_learning_rate=True)
     loss, init = as_pytree(loss), as_pytree(init)
-    initial = jax.jit(init)(jax.random.key(points[0].seed), points[0].init_scale)
+    initial = _initialize(init, jax.random.key(points[0].seed), points[0].init_scale)
     checks.check_params(initial)
     measuring = None if isinstance(measure, bool) else measure
     if measure is True:
@@ -230,20 +230,7 @@ def _describe(
     loss at the first initial parameters, and the length of its second update.
     """
     first, loop = points[0], next(iter(loops.values()))
-
-    @jax.jit
-    def probe(loss, params, data, rate):
-        optimizer = optax.with_extra_args_support(loop.optimizer(rate))
-        state = optimizer.init(params)
-        gradient = jax.tree.map(lambda x: x + 1, params)  # any will do, and this one costs nothing
-        same = {"value": 1.0, "grad": gradient, "value_fn": lambda _: 1.0}
-        same["grad_fn"] = lambda p, *_: p  # called with parts by m-SAM
-        for _ in range(2):  # the second one tells what is remembered of the first
-            update, state = optimizer.update(gradient, state, params, **same)
-        value = training.mean_loss(loss, params, data, chunk_size=loop.chunk_size)
-        return value, optax.tree.norm(update)
-
-    loss, update = probe(work.loss, initial, work.data, first.learning_rate)
+    loss, update = _probe(loop, work.loss, initial, work.data, first.learning_rate)
     leaves = jax.tree_util.tree_leaves_with_path(initial)
     fields = zip(*points, strict=True)
     names = [f"{name}s" for name in Point._fields]
@@ -264,6 +251,25 @@ def _describe(
         "evaluate": _evaluated(work.evaluate, initial),
         "config": dict(config or {}),
     }
+
+
+@partial(jax.jit, static_argnums=0)
+def _probe(loop, loss, params, data, rate):
+    """The loss at the start, and the length of the second update of a made-up gradient."""
+    optimizer = optax.with_extra_args_support(loop.optimizer(rate))
+    state = optimizer.init(params)
+    gradient = jax.tree.map(lambda x: x + 1, params)  # any will do, and this one costs nothing
+    same = {"value": 1.0, "grad": gradient, "value_fn": lambda _, grad_fn=None: 1.0}
+    same["grad_fn"] = lambda p, *_: p  # called with parts by m-SAM
+    for _ in range(2):  # the second one tells what is remembered of the first
+        update, state = optimizer.update(gradient, state, params, **same)
+    value = training.mean_loss(loss, params, data, chunk_size=loop.chunk_size)
+    return value, optax.tree.norm(update)
+
+
+@jax.jit
+def _initialize(init, key, scale):
+    return init(key, scale)
 
 
 def _digest(data: Any) -> str:

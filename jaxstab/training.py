@@ -378,7 +378,8 @@ def _step(loop, loss, data, settings, key, first, i, carry):
         indices = batch_indices(step_key, n, loop.batch_size, replacement=loop.replacement)
         batch = take(data, indices)
 
-    def batch_loss(params):
+    def batch_loss(params, grad_fn=None):
+        del grad_fn  # optax's line searches insist that value_fn takes every extra argument
         return mean_loss(loss, params, batch)
 
     optimizer = optax.with_extra_args_support(loop.optimizer(settings.learning_rate))

@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
-from jaxstab import plots, sweeps, tracking, training
-from jaxstab.experiments.base import Claim, Context, judge
-from jaxstab.experiments.statistics import correlation, fraction
+from jaxstab import checks, sweeps, tracking, training
+from jaxstab.callables import as_pytree
+from jaxstab.experiments.base import Context, batch_sizes_for, seed_range
 from jaxstab.measurement import Measurement, measure
 from jaxstab.stability import Verdict, verdict
 from jaxstab.stability.criteria import variance_factor
@@ -26,7 +25,10 @@ from jaxstab.stability.exact import directional_curvatures
 # Closer than this to a bound, relative, the linear theory cannot be asked for more than a tie: GD
 # that trained to its edge oscillates about it by a few per cent (edge of stability).
 EDGE = 0.05
-AGREEMENT = 0.9  # of the predictions, for the claim to hold
+
+
+# Where runs end need not be certified: it decides nothing. One object, so that it compiles once.
+MEASURE_END = functools.partial(measure, tol=1e-2, max_matvecs=200)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,27 @@ class Trial:
     steps: Mapping[int, int]
     burst_steps: int
     escape_factor: float
+
+
+def make_trial(settings: Any, n: int) -> Trial:
+    """Reads a trial from settings with fields of these names, and checks it."""
+    sizes = [checks.check_batch_size(size, n) for size in batch_sizes_for(settings.batch_sizes, n)]
+    checks.check_at_least("gd_steps", settings.gd_steps, 1)
+    checks.check_at_least("sgd_steps", settings.sgd_steps, 1)
+    for learning_rate in settings.learning_rates:
+        checks.check_positive("learning_rate", learning_rate)
+    if not settings.escape_factor > 1:
+        raise ValueError(f"escape_factor must be above 1, got {settings.escape_factor}")
+    if not sizes or not settings.learning_rates:
+        raise ValueError("batch_sizes and learning_rates need at least one value each")
+    return Trial(
+        learning_rates=sorted(settings.learning_rates),
+        batch_sizes=sorted(sizes),
+        seeds=seed_range(settings.seeds),
+        steps={size: settings.gd_steps if size == n else settings.sgd_steps for size in sizes},
+        burst_steps=checks.check_at_least("burst_steps", settings.burst_steps, 1),
+        escape_factor=settings.escape_factor,
+    )
 
 
 def make_start(
@@ -138,6 +161,7 @@ def _numbers(found: Verdict, start: Start) -> dict[str, Any]:
         "start_sharpness": found.sharpness,
         "start_nonuniformity": found.nonuniformity,
         "start_loss": float(start.measurement.loss),
+        "start_steps": start.found["steps"],
         "sharpness_bound": found.box.sharpness,
         "nonuniformity_bound": found.box.nonuniformity,
         "sharpness_margin": found.sharpness_margin,
@@ -151,8 +175,9 @@ def _numbers(found: Verdict, start: Start) -> dict[str, Any]:
 def _along(start: Start, v: Any) -> tuple[float, float, float, float]:
     """Mean and variance over the examples of curvature v^T H_i v and of slope v^T g_i."""
     v = jax.tree.map(lambda x: x / optax.tree.norm(v), v)
-    curvatures = np.asarray(directional_curvatures(start.loss, start.params, start.data, v), float)
-    slopes = np.asarray(_slopes(start.loss, start.params, start.data, v), float)
+    loss = as_pytree(start.loss)
+    curvatures = np.asarray(directional_curvatures(loss, start.params, start.data, v), float)
+    slopes = np.asarray(_slopes(loss, start.params, start.data, v), float)
     return curvatures.mean(), curvatures.var(), slopes.mean(), slopes.var()
 
 
@@ -182,17 +207,41 @@ def depart(
     n = start.measurement.n
     for batch_size in trial.batch_sizes:
         seeds = trial.seeds[:1] if batch_size == n else trial.seeds
-        burst = _continue(start, trial, batch_size, seeds, context, burst=True)
-        long = _continue(start, trial, batch_size, seeds, context, burst=False)
-        for first, whole in zip(burst.records, long.records, strict=True):
+        bursts = _bursts(start, trial, batch_size, seeds, context)
+        runs = _continue(
+            start,
+            trial,
+            batch_size,
+            seeds,
+            steps=trial.steps[batch_size],
+            checks=200,
+            measure=MEASURE_END,
+            evaluate=start.evaluate,
+            out=context.out / "runs" / f"{_file_name(start)}-B{batch_size}",
+        )
+        for losses, record in zip(bursts, runs.records, strict=True):
             told = next(
                 p
                 for p in predictions
-                if p["batch_size"] == batch_size and p["learning_rate"] == first["learning_rate"]
+                if p["batch_size"] == batch_size and p["learning_rate"] == record["learning_rate"]
             )
-            histories = burst.load_history(first), long.load_history(whole)
-            rows.append(dict(told) | {"seed": first["seed"]} | _happened(whole, histories, trial))
+            burst = {"steps": np.arange(len(losses)), "loss": np.array(losses)}
+            histories = burst, runs.load_history(record)
+            rows.append(dict(told) | {"seed": record["seed"]} | _happened(record, histories, trial))
     return rows
+
+
+def _bursts(
+    start: Start, trial: Trial, batch_size: int, seeds: Sequence[int], context: Context
+) -> list[list[float]]:
+    """The losses of the first steps of every run, one by one."""
+
+    def compute() -> list[list[float]]:
+        steps = trial.burst_steps
+        runs = _continue(start, trial, batch_size, seeds, steps=steps, checks=steps, measure=False)
+        return [runs.load_history(record)["loss"].tolist() for record in runs.records]
+
+    return context.remember(f"burst-{_file_name(start)}-B{batch_size}", compute)
 
 
 def _continue(
@@ -200,12 +249,12 @@ def _continue(
     trial: Trial,
     batch_size: int,
     seeds: Sequence[int],
-    context: Context,
     *,
-    burst: bool,
-) -> Any:
-    steps = trial.burst_steps if burst else trial.steps[batch_size]
-    kind = "burst" if burst else "long"
+    steps: int,
+    checks: int,
+    **settings: Any,
+) -> sweeps.SweepResult:
+    """Runs of all learning rates and seeds from a start, none stopped before its step limit."""
     return sweeps.sweep(
         start.loss,
         jax.tree_util.Partial(_given, start.params),
@@ -215,12 +264,14 @@ def _continue(
         batch_sizes=[batch_size],
         seeds=seeds,
         max_steps=steps,
-        check_every=1 if burst else max(1, steps // 200),
+        check_every=max(1, steps // checks),
         loss_tolerance=None,
-        measure=False if burst else functools.partial(measure, max_matvecs=500),
-        evaluate=None if burst else start.evaluate,
-        out=context.out / "runs" / start.name.replace(" ", "-") / f"B{batch_size}-{kind}",
+        **settings,
     )
+
+
+def _file_name(start: Start) -> str:
+    return start.name.replace(" ", "-")
 
 
 def _given(params: Any, key: Any, scale: Any) -> Any:
@@ -283,7 +334,7 @@ def follow(
         series = {name: [first[name], *x.tolist()] for name, x in run.observations.items()}
         return series | {"step": run.history_steps.tolist(), "loss": run.history.tolist()}
 
-    name = f"follow {start.name} eta {learning_rate:g} B {batch_size}".replace(" ", "-")
+    name = f"follow-{_file_name(start)}-eta{learning_rate:g}-B{batch_size}"
     return context.remember(name, compute)
 
 
@@ -326,127 +377,3 @@ def follow_some(
                 steps = trial.steps[size]
                 followed[kind, eta, size, n] = follow(start, eta, size, steps, context)
     return followed
-
-
-@plots.styled
-def draw_trajectories(followed: Followed, title: str) -> Figure:
-    """Loss, sharpness and accuracies along the runs that were followed."""
-    figure, axes = plots.new_figure(2, 2, width=6.0, height=3.6)
-    panels = {
-        "loss": axes[0, 0],
-        "sharpness": axes[0, 1],
-        "train_accuracy": axes[1, 0],
-        "test_accuracy": axes[1, 1],
-    }
-    for i, ((kind, eta, size, n), run) in enumerate(followed.items()):
-        label = f"{kind}: " + (f"GD, η = {eta:g}" if size == n else f"SGD, η = {eta:g}, B = {size}")
-        style = {"color": plots.COLORS[i % 8], "marker": plots.MARKERS[i % 8], "markersize": 3.5}
-        epochs = np.asarray(run["step"]) * size / n
-        for name, panel in panels.items():
-            if name in run:
-                panel.plot(epochs, run[name], label=label, **style)
-    for name, panel in panels.items():
-        word = name.replace("_", " ") + ("  [1/step size]" if name == "sharpness" else "")
-        legend = name == "loss" and bool(followed)
-        logarithmic = name in ("loss", "sharpness") and bool(followed)
-        plots.label_axes(panel, "epochs after the start", word, log_y=logarithmic, legend=legend)
-        panel.set_xscale("symlog", linthresh=1)  # the start itself lies at 0
-    figure.suptitle(title)
-    return figure
-
-
-def confusion(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Predictions against outcomes, over all runs and without those at the edge."""
-    lines = [f"{'prediction':>12} {'stayed':>8} {'left':>8}   (more than {EDGE:.0%} from a bound)"]
-    for status in ("stable", "unstable", "undecided"):
-        cells = [
-            sum(row["verdict"] == status and row["outcome"] == outcome for row in some)
-            for some in (rows, [row for row in rows if not row["at_the_edge"]])
-            for outcome in ("stayed", "left")
-        ]
-        lines.append(f"{status:>12} {cells[0]:>8} {cells[1]:>8}   ({cells[2]} and {cells[3]})")
-    return "\n".join(lines)
-
-
-def agreement_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
-    """Predictions against outcomes, and the time and rate of leaving against linear theory."""
-    decided = [row for row in rows if row["verdict"] != "undecided" and not row["at_the_edge"]]
-    right = [(row["verdict"] == "stable") == (row["outcome"] == "stayed") for row in decided]
-    share = fraction(sum(right), len(right))
-    left = [row for row in rows if row["outcome"] == "left" and row["verdict"] == "unstable"]
-    timed = [row for row in left if math.isfinite(row["predicted_steps"])]
-    times = correlation(
-        [row["predicted_steps"] for row in timed],
-        [row["escape_steps"] for row in timed],
-        ranks=True,
-    )
-    gd = [row for row in left if row["batch_size"] == row["n"] and math.isfinite(row["growth"])]
-    ratios = np.array([row["growth"] / row["rate"] for row in gd])
-    return [
-        Claim(
-            "predictions",
-            "a and s of the start tell which runs leave it",
-            "observation",
-            f"fraction of right predictions over {len(right)} runs (start, eta, B, seed) whose "
-            f"start is more than {EDGE:.0%} from a bound; {AGREEMENT:.0%} counts as holding",
-            1.0,
-            share.value,
-            {"95% interval": [share.lower, share.upper]},
-            judge(share.value >= AGREEMENT if right else None),
-        ),
-        Claim(
-            "times",
-            "runs leave sooner where linear theory gives a higher rate",
-            "observation",
-            f"Spearman correlation of predicted and measured steps over {len(timed)} runs",
-            "> 0",
-            times.value,
-            {"95% interval": [times.lower, times.upper]},
-            judge(_sign(times)),
-        ),
-        Claim(
-            "gd-rate",
-            "gradient descent leaves with the excess loss growing by (1 - eta a)^2 per step",
-            "observation",
-            f"median of measured over predicted factor, {len(gd)} runs (within 20 % counts)",
-            1.0,
-            float(np.median(ratios)) if len(gd) else math.nan,
-            {"range": [float(ratios.min()), float(ratios.max())]} if len(gd) else None,
-            judge(abs(np.median(ratios) - 1) <= 0.2 if len(gd) else None),
-        ),
-    ]
-
-
-def _sign(estimate: Any) -> bool | None:
-    """True or False where the interval excludes 0, else None."""
-    if estimate.lower > 0:
-        return True
-    return False if estimate.upper < 0 else None
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line per start, learning rate and batch size, over the seeds."""
-    head = (
-        f"{'start':>22} {'eta':>6} {'B':>5} | {'a/bound':>8} {'s/bound':>8} {'predicted':>9}"
-        f" {'rate':>8} {'steps':>6} | {'left':>5} {'steps':>8} {'end a':>7} {'end test':>8}"
-    )
-    lines = [head, "-" * len(head)]
-    for key in dict.fromkeys((r["start"], r["learning_rate"], r["batch_size"]) for r in rows):
-        same = [r for r in rows if (r["start"], r["learning_rate"], r["batch_size"]) == key]
-        one, gone = same[0], [r["escape_steps"] for r in same if r["outcome"] == "left"]
-        ends = [r["end_sharpness"] for r in same if math.isfinite(r["end_sharpness"])]
-        test = [r["end_test_accuracy"] for r in same if "end_test_accuracy" in r]
-        size = "n" if one["batch_size"] == one["n"] else one["batch_size"]
-        lines.append(
-            f"{one['start']:>22} {one['learning_rate']:>6.3g} {size:>5} |"
-            f" {1 - one['sharpness_margin']:>8.2f} {1 - one['nonuniformity_margin']:>8.2f}"
-            f" {one['verdict']:>9} {one['rate']:>8.3g} {_short(one['predicted_steps']):>6} |"
-            f" {len(gone)}/{len(same):<3} {_short(np.median(gone) if gone else math.nan):>8}"
-            f" {_short(np.mean(ends) if ends else math.nan):>7}"
-            f" {_short(np.mean(test) if test else math.nan):>8}"
-        )
-    return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "–"

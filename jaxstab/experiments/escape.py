@@ -14,20 +14,19 @@ import optax
 from matplotlib.figure import Figure
 
 from jaxstab import data, plots, sweeps
-from jaxstab.experiments import departure, published
+from jaxstab.experiments import departure, departure_summary, published
 from jaxstab.experiments.base import (
     Claim,
     Context,
     Experiment,
     Outcome,
-    batch_sizes_for,
     judge,
     parse_batch_size,
     seed_range,
     setting,
     write_json,
 )
-from jaxstab.experiments.departure import Start, Trial
+from jaxstab.experiments.departure import Start
 from jaxstab.experiments.grid import Problem, describe, load_problem
 from jaxstab.experiments.statistics import correlation, mean_interval
 
@@ -40,13 +39,13 @@ class Settings:
 
     dataset: str = setting("digits", "data set")
     model: str = setting("fnn-small", "model")
-    n_train: int = setting(1000, "number of training examples")
-    random_labels: int = setting(200, "further examples with random labels in the corrupted set")
+    n_train: int = setting(500, "number of training examples")
+    random_labels: int = setting(100, "further examples with random labels in the corrupted set")
     start_learning_rate: float = setting(2.0, "learning rate of the GD that finds the starts")
     starts: int = setting(2, "starts on each of the two sets")
-    start_max_steps: int = setting(40_000, "step limit of that GD")
-    loss_tolerance: float = setting(1e-4, "a minimum is reached below this training loss")
-    learning_rates: tuple[float, ...] = setting((1.0, 2.0, 4.0), "learning rates from there on")
+    start_max_steps: int = setting(20_000, "step limit of that GD")
+    loss_tolerance: float = setting(1e-3, "a minimum is reached below this training loss")
+    learning_rates: tuple[float, ...] = setting((1.0, 2.0, 3.0), "learning rates from there on")
     batch_sizes: tuple[int | str, ...] = setting(
         (4, 25, "n"), "batch sizes from there on; n is the whole training set", parse_batch_size
     )
@@ -61,8 +60,11 @@ class Settings:
 
 def run(settings: Settings, context: Context) -> Outcome:
     """Finds the starts, writes the predictions, runs, and compares."""
-    starts = find_starts(settings, context)
-    trials = {start.name: make_trial(settings, start) for start in starts}
+    problems = load_problems(settings, context)
+    sizes = {name: len(problem.dataset.train[0]) for name, problem in problems.items()}
+    by_kind = {name: departure.make_trial(settings, n) for name, n in sizes.items()}
+    starts = find_starts(settings, problems, context)
+    trials = {start.name: by_kind[start.name.split()[0]] for start in starts}
     predictions = [p for start in starts for p in departure.predict(start, trials[start.name])]
     write_json(context.out / "predictions.json", predictions)  # before any of the runs
     rows: list[dict[str, Any]] = []
@@ -79,7 +81,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
     figures = [
         context.save(
-            departure.draw_trajectories(followed, "Leaving a minimum of gradient descent"),
+            departure_summary.draw_trajectories(followed, "Leaving a minimum of gradient descent"),
             "trajectories",
         ),
         context.save(draw_outcomes(rows, starts), "outcomes"),
@@ -88,15 +90,15 @@ def run(settings: Settings, context: Context) -> Outcome:
         [
             describe(settings),
             table_of_starts(starts, settings),
-            departure.table(rows),
-            departure.confusion(rows),
+            departure_summary.table(rows),
+            departure_summary.confusion(rows),
         ]
     )
     return Outcome(rows, claims(rows, starts), figures, text)
 
 
-def find_starts(settings: Settings, context: Context) -> list[Start]:
-    """Minima of gradient descent on the clean and on the corrupted training set."""
+def load_problems(settings: Settings, context: Context) -> dict[str, Problem]:
+    """The clean training set, and the same with further examples that have random labels."""
     clean = load_problem(
         settings.dataset, settings.model, n_train=settings.n_train, data_dir=context.data_dir
     )
@@ -106,7 +108,13 @@ def find_starts(settings: Settings, context: Context) -> list[Start]:
         random_labels=settings.random_labels,
         data_dir=context.data_dir,
     )
-    problems = {"clean": clean, "corrupted": Problem(corrupted, clean.loss)}
+    return {"clean": clean, "corrupted": Problem(corrupted, clean.loss)}
+
+
+def find_starts(
+    settings: Settings, problems: Mapping[str, Problem], context: Context
+) -> list[Start]:
+    """Minima of gradient descent on the clean and on the corrupted training set."""
     starts = []
     for index, (name, problem) in enumerate(problems.items()):
         context.progress(index * settings.starts, 6 * settings.starts, f"GD on {name} data")
@@ -145,20 +153,6 @@ def find_starts(settings: Settings, context: Context) -> list[Start]:
             "start_learning_rate"
         )
     return starts
-
-
-def make_trial(settings: Settings, start: Start) -> Trial:
-    """What is run from a start."""
-    n = start.measurement.n
-    sizes = batch_sizes_for(settings.batch_sizes, n)
-    return Trial(
-        learning_rates=sorted(settings.learning_rates),
-        batch_sizes=sorted(sizes),
-        seeds=seed_range(settings.seeds),
-        steps={size: settings.gd_steps if size == n else settings.sgd_steps for size in sizes},
-        burst_steps=settings.burst_steps,
-        escape_factor=settings.escape_factor,
-    )
 
 
 @plots.styled
@@ -234,7 +228,7 @@ def claims(rows: Sequence[Mapping[str, Any]], starts: Sequence[Start]) -> list[C
     gone = [row for row in ended if row["outcome"] == "left"]
     flatter = mean_interval([row["end_sharpness"] / row["start_sharpness"] for row in gone])
     before = {start.name: start.found.get("test_accuracy", np.nan) for start in starts}
-    found = departure.agreement_claims(rows)
+    found = departure_summary.agreement_claims(rows)
     found += [
         Claim(
             "flatter",
@@ -288,18 +282,18 @@ def _below(estimate: Any, bound: float) -> bool | None:
 
 def table_of_starts(starts: Sequence[Start], settings: Settings) -> str:
     """Sharpness, non-uniformity and test accuracy of the starts, as in Table 3."""
-    lines = [f"{'start':>22} {'steps':>7} {'a':>8} {'s':>8} {'test accuracy':>14}"]
+    lines = [f"{'start':>14} {'steps':>7} {'a':>8} {'s':>8} {'test accuracy':>14}"]
     for start in starts:
         a, s = start.measurement.sharpness, start.measurement.nonuniformity
         accuracy = 100 * start.found.get("test_accuracy", np.nan)
         lines.append(
-            f"{start.name:>22} {start.found['steps']:>7} {float(a.value):>8.4g} "
+            f"{start.name:>14} {start.found['steps']:>7} {float(a.value):>8.4g} "
             f"{float(s.value):>8.4g} {accuracy:>13.2f}%"
         )
     if settings.dataset == "fashion_mnist":
         for row in published.load("wu2018_table3"):
             lines.append(
-                f"{'published ' + row['dataset'][:9]:>22} {'':>7} {row['sharpness']:>8.4g} "
+                f"{'published ' + row['dataset'][0]:>14} {'':>7} {row['sharpness']:>8.4g} "
                 f"{row['nonuniformity']:>8.4g} {row['test_accuracy']:>13.2f}%"
             )
     return "\n".join(lines)
@@ -315,6 +309,9 @@ EXPERIMENT = Experiment(
         "paper": Settings(
             dataset="fashion_mnist",
             model="fnn",
+            n_train=1000,
+            random_labels=200,
+            loss_tolerance=1e-4,
             start_learning_rate=0.1,
             start_max_steps=400_000,
             learning_rates=(0.1, 0.3, 0.5),

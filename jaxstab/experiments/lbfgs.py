@@ -16,20 +16,19 @@ from matplotlib.figure import Figure
 
 from jaxstab import plots, store, tracking, training
 from jaxstab.eigen import lanczos
-from jaxstab.experiments import departure
+from jaxstab.experiments import departure, departure_summary
 from jaxstab.experiments.base import (
     Claim,
     Context,
     Experiment,
     Outcome,
-    batch_sizes_for,
     judge,
     parse_batch_size,
     seed_range,
     setting,
     write_json,
 )
-from jaxstab.experiments.departure import Start, Trial
+from jaxstab.experiments.departure import Start
 from jaxstab.experiments.grid import Problem, describe, load_problem
 from jaxstab.experiments.statistics import mean_interval
 from jaxstab.operators import hessian
@@ -45,9 +44,9 @@ class Settings:
 
     dataset: str = setting("digits", "data set")
     model: str = setting("fnn-small", "model")
-    n_train: int = setting(1000, "number of training examples n")
+    n_train: int = setting(500, "number of training examples n")
     starts: int = setting(2, "initialisations")
-    loss_tolerance: float = setting(1e-4, "a minimum is reached below this training loss")
+    loss_tolerance: float = setting(1e-3, "a minimum is reached below this training loss")
     max_steps: int = setting(20_000, "step limit of every optimizer that looks for a minimum")
     gd_learning_rate: float = setting(2.0, "learning rate of the GD and SGD minima")
     sgd_batch_size: int = setting(4, "batch size of the SGD minima")
@@ -113,16 +112,8 @@ def run(settings: Settings, context: Context) -> Outcome:
         settings.dataset, settings.model, n_train=settings.n_train, data_dir=context.data_dir
     )
     n = len(problem.dataset.train[0])
+    trial = departure.make_trial(settings, n)
     found, starts = find_minima(settings, problem, methods(settings, n), context)
-    sizes = batch_sizes_for(settings.batch_sizes, n)
-    trial = Trial(
-        learning_rates=sorted(settings.learning_rates),
-        batch_sizes=sorted(sizes),
-        seeds=seed_range(settings.seeds),
-        steps={size: settings.gd_steps if size == n else settings.sgd_steps for size in sizes},
-        burst_steps=settings.burst_steps,
-        escape_factor=settings.escape_factor,
-    )
     predictions = [p for start in starts for p in departure.predict(start, trial)]
     write_json(context.out / "predictions.json", predictions)  # before any of the runs
     rows: list[dict[str, Any]] = []
@@ -140,10 +131,16 @@ def run(settings: Settings, context: Context) -> Outcome:
     figures = [
         context.save(draw_minima(found), "minima"),
         context.save(
-            departure.draw_trajectories(followed, "Leaving a minimum of L-BFGS"), "trajectories"
+            departure_summary.draw_trajectories(followed, "Leaving a minimum of L-BFGS"),
+            "trajectories",
         ),
     ]
-    parts = [describe(settings), table(found), departure.table(rows), departure.confusion(rows)]
+    parts = [
+        describe(settings),
+        table(found),
+        departure_summary.table(rows),
+        departure_summary.confusion(rows),
+    ]
     return Outcome([*found, *rows], claims(found, rows), figures, "\n\n".join(parts))
 
 
@@ -151,7 +148,8 @@ def find_minima(
     settings: Settings, problem: Problem, all_methods: Sequence[Method], context: Context
 ) -> tuple[list[dict[str, Any]], list[Start]]:
     """Returns one row per minimum, and the starts: those of L-BFGS."""
-    rows, starts = [], []
+    rows: list[dict[str, Any]] = []
+    starts: list[Start] = []
     total = 3 * settings.starts * len(all_methods)
     for seed in seed_range(settings.starts):
         for method in all_methods:
@@ -179,7 +177,7 @@ def find_minima(
                         method, start, run["diagonal"], settings
                     ),
                 }
-                | start.found
+                | dict(start.found)
             )
             if method.name == "L-BFGS":
                 starts.append(start)
@@ -328,7 +326,7 @@ def claims(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
             judge(len(gone) > 0 if rows else None),
         ),
     ]
-    return own + departure.agreement_claims(rows)
+    return own + departure_summary.agreement_claims(rows)
 
 
 EXPERIMENT = Experiment(
@@ -341,6 +339,8 @@ EXPERIMENT = Experiment(
         "paper": Settings(
             dataset="fashion_mnist",
             model="fnn",
+            n_train=1000,
+            loss_tolerance=1e-4,
             max_steps=400_000,
             gd_learning_rate=0.1,
             learning_rates=(0.01, 0.1, 0.5),

@@ -1,0 +1,257 @@
+"""escape and lbfgs: predictions by hand, outcomes by hand, then tiny runs of the whole chain."""
+
+import dataclasses
+import json
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab import lanes, testing
+from jaxstab.eigen import EigenResult, Interval
+from jaxstab.experiments import departure, departure_summary, escape, lbfgs
+from jaxstab.experiments.base import execute
+from jaxstab.experiments.departure import Start, Trial
+from jaxstab.measurement import Measurement
+
+TINY = escape.Settings(
+    n_train=40,
+    random_labels=8,
+    starts=1,
+    start_max_steps=2000,
+    loss_tolerance=0.003,
+    learning_rates=(1.0, 4.0),
+    batch_sizes=(4, "n"),
+    seeds=1,
+    sgd_steps=300,
+    gd_steps=90,
+    burst_steps=30,
+)
+
+
+def well(w, curvature):
+    """Two directions of curvatures 2 and 1/2 on average; the first differs over the examples."""
+    return 0.5 * (curvature * w[0] ** 2 + 0.5 * w[1] ** 2)
+
+
+def result(value, vector):
+    return EigenResult(value, vector, 0.0, Interval(value, value), 9, True)
+
+
+def quadratic_start(params=(0.1, 0.1)):
+    curvatures = jnp.array([1.0, 3.0, 1.0, 3.0])  # H = diag(2, 1/2), Sigma = diag(1, 0)
+    params = jnp.array(params)
+    value = float(jnp.mean(jax.vmap(well, (None, 0))(params, curvatures)))
+    first = jnp.array([1.0, 0.0])
+    measurement = Measurement(result(2.0, first), result(1.0, first), 4, value, 0.01)
+    return Start("w 0", well, curvatures, params, measurement, None, {"steps": 100})
+
+
+def trial(**changed):
+    settings = {
+        "learning_rates": (0.5, 1.5), "batch_sizes": (2, 4), "seeds": (0, 1), "burst_steps": 20,
+        "steps": {2: 40, 4: 40}, "escape_factor": 10.0,
+    } | changed  # fmt: skip
+    return Trial(**settings)
+
+
+def test_rate_and_time_of_linear_theory_by_hand():
+    found = {(p["learning_rate"], p["batch_size"]): p for p in departure.predict(
+        quadratic_start(), trial())}  # fmt: skip
+    pi = (4 - 2) / (2 * 3)
+    assert found[0.5, 4]["rate"] == pytest.approx(0.0, abs=1e-6)  # (1 - 0.5 * 2)^2
+    assert found[0.5, 2]["rate"] == pytest.approx(0.25 * pi, rel=1e-5)
+    assert found[1.5, 4]["rate"] == pytest.approx(4.0, rel=1e-5)
+    assert found[1.5, 2]["rate"] == pytest.approx(4 + 2.25 * pi, rel=1e-5)
+    assert found[0.5, 2]["predicted_steps"] == math.inf
+    loss = (2 * 0.01 + 0.5 * 0.01) / 2
+    # all the energy along the first axis is 2 * 0.1^2 / 2, and GD has no noise
+    expected = math.log(9 * loss / 0.01) / math.log(4)
+    assert found[1.5, 4]["predicted_steps"] == pytest.approx(expected, rel=1e-4)
+    noise = np.var([0.1, 0.3, 0.1, 0.3])  # slopes along the first axis
+    expected = math.log(9 * loss / (0.01 + 2.25 * pi * noise)) / math.log(4 + 2.25 * pi)
+    assert found[1.5, 2]["predicted_steps"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_rate_is_a_lower_bound_of_the_second_moment_map():
+    rng = np.random.default_rng(0)
+    n, p, eta, batch_size = 6, 3, 0.7, 2
+    factors = rng.normal(size=(n, p, p))
+    hessians = factors @ factors.transpose(0, 2, 1) / p
+    mean, pi = hessians.mean(0), (n - batch_size) / (batch_size * (n - 1))
+    eye = np.eye(p)
+    # row-major vec: A S A as kron(A, A)
+    steps = [np.kron(eye - eta * h, eye - eta * h) for h in hessians]
+    moments = (1 - pi) * np.kron(eye - eta * mean, eye - eta * mean) + pi * np.mean(steps, axis=0)
+    exact = np.max(np.abs(np.linalg.eigvalsh(moments)))
+    values, vectors = np.linalg.eigh(mean)
+    top = jnp.asarray(vectors[:, -1], jnp.float32)
+    data = jnp.asarray(hessians, jnp.float32)
+    measurement = Measurement(result(values[-1], top), result(1.0, top), n, 1.0, 0.0)
+    start = Start(
+        "q 0", lambda w, h: w @ h @ w / 2, data, jnp.ones(p), measurement, None, {"steps": 1}
+    )
+    found = departure.predict(start, trial(learning_rates=(eta,), batch_sizes=(batch_size,)))
+    assert 0.3 * exact < found[0]["rate"] <= exact * (1 + 1e-5)
+
+
+def history(losses, every=1):
+    return {"steps": np.arange(len(losses)) * every, "loss": np.array(losses)}
+
+
+@pytest.mark.parametrize(
+    ("burst", "long", "outcome", "steps", "growth"),
+    [
+        ([1, 2, 5, 17, 65], [1, 99], "left", 3, 4.0),
+        ([1, 2, 3, 4], [1, 5, 11], "left", 20, math.nan),
+        ([1, 2, 3, 4], [1, 5, 10], "stayed", math.inf, math.nan),
+        ([1, math.nan], [1, math.nan], "left", 1, math.nan),
+    ],
+)
+def test_outcomes(burst, long, outcome, steps, growth):
+    histories = history(burst), history(long, every=10)
+    found = departure._happened({"status": "step_limit", "loss": 1.0}, histories, trial())
+    assert (found["outcome"], found["escape_steps"]) == (outcome, steps)
+    assert found["growth"] == pytest.approx(growth, nan_ok=True)
+
+
+def row(verdict, outcome, *, edge=False, predicted=3.0, steps=3, batch_size=4):
+    left = outcome == "left"
+    return {
+        "start": "clean 0", "learning_rate": 1.0, "batch_size": batch_size, "n": 10,
+        "verdict": verdict, "outcome": outcome, "at_the_edge": edge, "start_steps": 1000,
+        "predicted_steps": predicted, "escape_steps": steps if left else math.inf,
+        "rate": 4.0, "growth": 4.1 if left else math.nan, "sharpness_margin": -0.5,
+        "nonuniformity_margin": 0.5, "end_sharpness": 1.0, "end_test_accuracy": 0.9,
+        "end_train_accuracy": 1.0, "start_sharpness": 2.0, "end_status": "step_limit",
+    }  # fmt: skip
+
+
+def test_claims_as_they_come_out():
+    right = [row("unstable", "left", predicted=k, steps=k, batch_size=10) for k in range(1, 9)]
+    right += [row("stable", "stayed"), row("unstable", "stayed", edge=True)]
+    found = {claim.name: claim for claim in departure_summary.agreement_claims(right)}
+    assert {claim.status for claim in found.values()} == {"holds"}
+    assert found["predictions"].measured == 1.0 and "9 runs" in found["predictions"].statistic
+    wrong = [row("unstable", "stayed"), row("stable", "left")]
+    found = {claim.name: claim.status for claim in departure_summary.agreement_claims(wrong)}
+    assert found["predictions"] == "does not hold" and found["times"] == "inconclusive"
+    assert {c.status for c in departure_summary.agreement_claims([])} == {"inconclusive"}
+    lines = departure_summary.confusion(right).splitlines()
+    assert lines[1].split()[:3] == ["stable", "1", "0"]
+    assert lines[2].split() == ["unstable", "1", "8", "(0", "and", "8)"]
+    starts = [SimpleNamespace(name="clean 0", found={"test_accuracy": 0.8})]
+    status = {claim.name: claim.status for claim in escape.claims(right, starts)}
+    assert status["flatter"] == "holds" and status["better-clean"] == "holds"
+    assert status["better-corrupted"] == "inconclusive"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("escape")
+    seen = []
+
+    def progress(done, total, message=""):
+        seen.append((message, (out / "predictions.json").exists()))
+
+    return out, execute(escape.EXPERIMENT, TINY, out=out, progress=progress), seen
+
+
+def test_predictions_are_written_before_the_runs(finished):
+    out, outcome, seen = finished
+    assert all(written == message.startswith("runs from") for message, written in seen)
+    assert sum(written for _, written in seen) == 2  # one start on each set
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert len(predictions) == 2 * 2 * 2
+    for one in outcome.rows:
+        assert any(
+            p["start"] == one["start"]
+            and p["verdict"] == one["verdict"]
+            and (p["learning_rate"], p["batch_size"]) == (one["learning_rate"], one["batch_size"])
+            for p in predictions
+        )
+
+
+def test_a_tiny_escape_end_to_end(finished):
+    out, outcome, _ = finished
+    assert {row["n"] for row in outcome.rows} == {40, 48} and len(outcome.rows) == 8
+    far = [row for row in outcome.rows if row["rate"] > 4 and row["batch_size"] == row["n"]]
+    assert all(row["outcome"] == "left" for row in far)
+    for name in ("trajectories", "outcomes"):
+        assert (out / f"{name}.png").stat().st_size > 10_000
+    names = [claim["name"] for claim in json.loads((out / "claims.json").read_text())]
+    assert names[:2] == ["sooner", "predictions"]
+    assert "clean 0" in outcome.text and "corrupted 0" in outcome.text
+
+
+def test_a_repeated_run_trains_nothing(finished, monkeypatch):
+    out, outcome, _ = finished
+
+    def ended_runs(work, loops, points):
+        assert not points, "trained again"
+        return iter(())
+
+    monkeypatch.setattr(lanes, "ended_runs", ended_runs)
+    assert execute(escape.EXPERIMENT, TINY, out=out).text == outcome.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "fnn-smal"}, "did you mean 'fnn-small'"),
+        ({"batch_sizes": (4, 44)}, "batch_size 44 is above the number of examples 40"),
+        ({"learning_rates": (0.0,)}, "learning_rate must be finite and positive"),
+        ({"learning_rates": ()}, "need at least one"),
+        ({"escape_factor": 1.0}, "escape_factor"),
+        ({"burst_steps": 0}, "burst_steps"),
+        ({"seeds": 0}, "seeds"),
+    ],
+)
+def test_wrong_settings_before_any_training(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(lanes, "ended_runs", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        execute(escape.EXPERIMENT, dataclasses.replace(TINY, **change), out=tmp_path)
+
+
+def test_starts_that_all_diverge_are_an_error(tmp_path):
+    wild = dataclasses.replace(TINY, start_learning_rate=1e6, start_max_steps=30)
+    with pytest.raises(ValueError, match="smaller start_learning_rate"):
+        execute(escape.EXPERIMENT, wild, out=tmp_path)
+
+
+def test_paper_preset_runs_on_prepared_data(tmp_path):
+    testing.write_tfds("fashion_mnist", tmp_path / "data", n_train=20, n_test=10)
+    paper = escape.EXPERIMENT.settings("paper")
+    assert (paper.model, paper.n_train, paper.random_labels) == ("fnn", 1000, 200)
+    small = dataclasses.replace(
+        paper, model="fnn-small", n_train=8, random_labels=2, starts=1, start_max_steps=2,
+        learning_rates=(0.1,), batch_sizes=("n",), seeds=1, gd_steps=2, burst_steps=2, tol=0.1,
+    )  # fmt: skip
+    outcome = execute(
+        escape.EXPERIMENT, small, out=tmp_path / "out", preset="paper", data_dir=tmp_path / "data"
+    )
+    assert len(outcome.rows) == 2
+    assert "published c" in outcome.text and "80.04%" in outcome.text
+
+
+def test_a_tiny_lbfgs_end_to_end(tmp_path):
+    tiny = lbfgs.Settings(
+        n_train=40, starts=1, loss_tolerance=0.003, max_steps=500, learning_rates=(4.0,),
+        batch_sizes=("n",), seeds=1, gd_steps=60, burst_steps=30, adam_learning_rate=3e-3,
+    )  # fmt: skip
+    outcome = execute(lbfgs.EXPERIMENT, tiny, out=tmp_path)
+    minima = {row["optimizer"]: row for row in outcome.rows if "optimizer" in row}
+    assert list(minima) == ["L-BFGS", "GD", "SGD", "Adam", "RMSProp"]
+    assert minima["Adam"]["edge"] == pytest.approx(38 / 3e-3)
+    assert minima["RMSProp"]["edge"] == pytest.approx(2 / 1e-3)
+    for name in ("Adam", "RMSProp"):
+        assert 0 < minima[name]["preconditioned_sharpness"] < math.inf
+    assert minima["L-BFGS"]["status"] == "converged"
+    claims = json.loads((tmp_path / "claims.json").read_text())
+    assert {"lbfgs-sharper", "adaptive-condition", "predictions"} <= {c["name"] for c in claims}
+    for name in ("minima", "trajectories"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert execute(lbfgs.EXPERIMENT, tiny, out=tmp_path).text == outcome.text
