@@ -11,7 +11,9 @@ from jaxstab.experiments import (
     correlation,
     cross_entropy,
     diagram,
+    escape,
     gd_sharpness,
+    lbfgs,
     selection,
     toy_escape,
 )
@@ -21,7 +23,9 @@ from jaxstab.experiments.base import Claim, Context, Experiment, Outcome, execut
 _MODULES: tuple[ModuleType, ...] = (
     toy_escape,
     diagram,
+    escape,
     gd_sharpness,
+    lbfgs,
     batch_size,
     selection,
     correlation,
