@@ -27,7 +27,7 @@ def compare(problem: problems.Problem, rounds: int, python: str | None) -> list[
         }
 
     reference = js.sharpness(
-        problem.loss, problem.params, problem.data, key=key, tol=2e-5, max_matvecs=400
+        problem.loss, problem.params, problem.data, key=key, tol=1e-4, max_matvecs=400
     )
     before = harness.time_in_turn(solves(), rounds=rounds)
     peer = peering.ask(

@@ -213,6 +213,9 @@ def main(name: str, run: Callable[[argparse.Namespace], list[Row]]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--peers", help="python of the peers' environment (make bench-peers)")
     settings = parser.parse_args()
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy > 1:
+        print(f"{name}: the machine is busy (load {busy:.1f}): timings against peers will be off")
     start = time.perf_counter()
     rows = run(settings)
     seconds = time.perf_counter() - start
