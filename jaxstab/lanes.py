@@ -100,6 +100,12 @@ class Ended(NamedTuple):
     history: dict[str, np.ndarray]
 
 
+def run_keys(seed: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a run: of its initial parameters and of its batches."""
+    init_key, batch_key = jax.random.split(jax.random.key(seed))
+    return init_key, batch_key
+
+
 def make_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
     """Returns a mesh with one axis over the given devices, or over those of this process."""
     chosen = list(jax.local_devices() if devices is None else devices)
@@ -211,7 +217,7 @@ def _idle_lanes(work: Work, loop: training.Loop, lanes: int) -> training.State:
 def _begin(loop: training.Loop, shared: Any, seed: Any, scale: Any, rate: Any) -> training.State:
     """The state before the first step of a run; the key as plain numbers, which zeros can fill."""
     loss, init, data, settings = shared
-    init_key, batch_key = jax.random.split(jax.random.key(seed))
+    init_key, batch_key = run_keys(seed)
     settings = settings._replace(learning_rate=rate)
     state = training.start(loop, loss, init(init_key, scale), data, settings, batch_key)
     return state._replace(key=jax.random.key_data(batch_key))

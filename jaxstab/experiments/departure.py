@@ -7,17 +7,17 @@ rests on the measurement of the start and on nothing else, and is written to dis
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from jaxstab import checks, sweeps, tracking, training
+from jaxstab import checks, lanes, sweeps, training
 from jaxstab.callables import as_pytree
 from jaxstab.experiments.base import Context, batch_sizes_for, seed_range
-from jaxstab.measurement import Measurement, measure
+from jaxstab.measurement import Measurement, measure, sharpness
 from jaxstab.stability import Verdict, verdict
 from jaxstab.stability.criteria import variance_factor
 from jaxstab.stability.exact import directional_curvatures
@@ -43,6 +43,7 @@ class Start:
       measurement: a and s there, with their eigenvectors.
       evaluate: `evaluate(params) -> dict` with train_accuracy and perhaps test_accuracy.
       found: what else is known of it: accuracies, steps.
+      options: of its measurement.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Start:
     measurement: Measurement
     evaluate: Any
     found: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,11 @@ def make_start(
 ) -> Start:
     """Measures a point, with a key that depends on nothing, and makes a start of it."""
     key = jax.random.key(0)
-    measurement = measure(loss, params, data, key=key, tol=tol, max_matvecs=max_matvecs)
+    options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs}
+    measurement = measure(loss, params, data, key=key, **options)
     accuracies = {name: float(x) for name, x in evaluate(params).items()}
-    return Start(name, loss, data, params, measurement, evaluate, dict(found) | accuracies)
+    found = dict(found) | accuracies
+    return Start(name, loss, data, params, measurement, evaluate, found, options)
 
 
 def predict(start: Start, trial: Trial) -> list[dict[str, Any]]:
@@ -303,46 +307,52 @@ def _happened(
 
 
 def follow(
-    start: Start, learning_rate: float, batch_size: int, steps: int, context: Context
+    start: Start, row: Mapping[str, Any], trial: Trial, context: Context
 ) -> dict[str, list[float]]:
-    """Returns one run in detail: loss, sharpness and accuracies at about 30 points of it."""
+    """Repeats a run of `depart`; returns loss, sharpness and accuracies at about 30 points."""
+    eta, batch_size, seed = row["learning_rate"], row["batch_size"], row["seed"]
+    steps = trial.steps[batch_size]
 
     def compute() -> dict[str, Any]:
         check_every = max(1, steps // 30)
-        tracker = tracking.tracker(
-            start.loss, key=jax.random.key(0), every=1, nonuniformity=False, tol=1e-2
-        )
-        watch = training.Observer(
-            tracker.init, jax.tree_util.Partial(_watch, tracker.update, start.evaluate)
-        )
         run = training.train(
             start.loss,
             start.params,
             start.data,
             optimizer=optax.sgd,
-            learning_rate=learning_rate,
+            learning_rate=eta,
             batch_size=batch_size,
-            key=jax.random.key(1),
+            key=lanes.run_keys(seed)[1],
             max_steps=steps - steps % check_every,
             check_every=check_every,
             loss_tolerance=None,
-            observer=watch,
+            observer=training.Observer(_nothing, _keep),
         )
-        first = {"sharpness": float(start.measurement.sharpness.value)} | {
-            name: start.found[name] for name in run.observations if name != "sharpness"
-        }
-        series = {name: [first[name], *x.tolist()] for name, x in run.observations.items()}
-        return series | {"step": run.history_steps.tolist(), "loss": run.history.tolist()}
+        found = [(start.measurement.sharpness, start.evaluate(start.params))]
+        for i in range(len(run.history) - 1):
+            params = jax.tree.map(lambda x, i=i: x[i], run.observations)
+            # with the options of the start, so that it is compiled already
+            options = {"key": jax.random.key(0), **start.options}
+            here = sharpness(start.loss, params, start.data, **options)
+            found.append((here, start.evaluate(params)))
+        series = {"step": run.history_steps.tolist(), "loss": run.history.tolist()}
+        series["sharpness"] = [float(here.value) for here, _ in found]
+        for name in found[0][1]:
+            series[name] = [float(accuracies[name]) for _, accuracies in found]
+        return series
 
-    name = f"follow-{_file_name(start)}-eta{learning_rate:g}-B{batch_size}"
+    name = f"follow-{_file_name(start)}-eta{eta:g}-B{batch_size}-seed{seed}"
     return context.remember(name, compute)
 
 
-def _watch(
-    update: Any, evaluate: Any, state: Any, params: Any, data: Any, **_: Any
-) -> tuple[Any, Any]:
-    state, info = update(state, params, data)
-    return state, {"sharpness": info.sharpness.value} | evaluate(params)
+def _nothing(params: Any) -> Any:
+    """The state of an observer that needs none."""
+    return ()
+
+
+def _keep(state: Any, params: Any, data: Any, *, opt_state: Any) -> tuple[Any, Any]:
+    """An observer's update that keeps the parameters."""
+    return state, params
 
 
 Followed = Mapping[tuple[str, float, int, int], Mapping[str, Sequence[float]]]
@@ -371,9 +381,9 @@ def follow_some(
             and row["end_status"] != "diverged"
         ]
         for size in sorted({min(trial.batch_sizes), n}):
-            rates = [row["learning_rate"] for row in left if row["batch_size"] == size]
-            if rates:
-                eta = min(rates, key=lambda rate: abs(rate - near))
-                steps = trial.steps[size]
-                followed[kind, eta, size, n] = follow(start, eta, size, steps, context)
+            some = [row for row in left if row["batch_size"] == size]
+            if some:
+                row = min(some, key=lambda row: abs(row["learning_rate"] - near))
+                key = kind, row["learning_rate"], size, n
+                followed[key] = follow(start, row, trial, context)
     return followed

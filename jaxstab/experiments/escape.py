@@ -40,7 +40,9 @@ class Settings:
     dataset: str = setting("digits", "data set")
     model: str = setting("fnn-small", "model")
     n_train: int = setting(500, "number of training examples")
-    random_labels: int = setting(100, "further examples with random labels in the corrupted set")
+    random_labels: int = setting(
+        100, "further examples with random labels in the corrupted set; 0 for the clean set alone"
+    )
     start_learning_rate: float = setting(2.0, "learning rate of the GD that finds the starts")
     starts: int = setting(2, "starts on each of the two sets")
     start_max_steps: int = setting(20_000, "step limit of that GD")
@@ -102,6 +104,8 @@ def load_problems(settings: Settings, context: Context) -> dict[str, Problem]:
     clean = load_problem(
         settings.dataset, settings.model, n_train=settings.n_train, data_dir=context.data_dir
     )
+    if not settings.random_labels:
+        return {"clean": clean}
     corrupted = data.load(
         settings.dataset,
         n_train=settings.n_train,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from jaxstab import plots, store, tracking, training
+from jaxstab import lanes, plots, store, tracking, training
 from jaxstab.eigen import lanczos
 from jaxstab.experiments import departure, departure_summary
 from jaxstab.experiments.base import (
@@ -189,7 +189,7 @@ def _train(
 ) -> dict[str, Any]:
     """Trains to the tolerance, or reads what an earlier call found."""
     path = context.out / "minima" / f"{method.name}-{seed}"
-    init_key, batch_key = jax.random.split(jax.random.key(seed))
+    init_key, batch_key = lanes.run_keys(seed)
     initial = problem.init(init_key, 1.0)
 
     def compute() -> dict[str, Any]:

@@ -13,17 +13,21 @@ import pytest
 from jaxstab import lanes, testing
 from jaxstab.eigen import EigenResult, Interval
 from jaxstab.experiments import departure, departure_summary, escape, lbfgs
-from jaxstab.experiments.base import execute
+from jaxstab.experiments.base import Context, execute
 from jaxstab.experiments.departure import Start, Trial
 from jaxstab.measurement import Measurement
 
-TINY = escape.Settings(
-    n_train=40,
-    random_labels=8,
+PAPER = escape.EXPERIMENT.settings("paper")
+# the paper's data set by its schema, and a small network: the same code, in seconds
+TINY = dataclasses.replace(
+    PAPER,
+    model="fnn-small",
+    n_train=30,
+    random_labels=0,
     starts=1,
-    start_max_steps=2000,
+    start_max_steps=3000,
     loss_tolerance=0.003,
-    learning_rates=(1.0, 4.0),
+    learning_rates=(0.1, 0.5),
     batch_sizes=(4, "n"),
     seeds=1,
     sgd_steps=300,
@@ -150,22 +154,29 @@ def test_claims_as_they_come_out():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def prepared(tmp_path_factory):
+    return testing.write_tfds("fashion_mnist", tmp_path_factory.mktemp("data")).parents[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, prepared):
     out = tmp_path_factory.mktemp("escape")
     seen = []
 
     def progress(done, total, message=""):
         seen.append((message, (out / "predictions.json").exists()))
 
-    return out, execute(escape.EXPERIMENT, TINY, out=out, progress=progress), seen
+    given = {"out": out, "preset": "paper", "data_dir": prepared}
+    return given, execute(escape.EXPERIMENT, TINY, progress=progress, **given), seen
 
 
 def test_predictions_are_written_before_the_runs(finished):
-    out, outcome, seen = finished
+    given, outcome, seen = finished
+    out = given["out"]
     assert all(written == message.startswith("runs from") for message, written in seen)
-    assert sum(written for _, written in seen) == 2  # one start on each set
+    assert sum(written for _, written in seen) == 1  # one start
     predictions = json.loads((out / "predictions.json").read_text())
-    assert len(predictions) == 2 * 2 * 2
+    assert len(predictions) == 2 * 2
     for one in outcome.rows:
         assert any(
             p["start"] == one["start"]
@@ -176,33 +187,51 @@ def test_predictions_are_written_before_the_runs(finished):
 
 
 def test_a_tiny_escape_end_to_end(finished):
-    out, outcome, _ = finished
-    assert {row["n"] for row in outcome.rows} == {40, 48} and len(outcome.rows) == 8
+    given, outcome, _ = finished
+    out = given["out"]
+    assert (PAPER.model, PAPER.n_train, PAPER.random_labels) == ("fnn", 1000, 200)
+    assert "published c" in outcome.text and "80.04%" in outcome.text
+    assert {row["n"] for row in outcome.rows} == {30} and len(outcome.rows) == 4
     far = [row for row in outcome.rows if row["rate"] > 4 and row["batch_size"] == row["n"]]
     assert all(row["outcome"] == "left" for row in far)
     for name in ("trajectories", "outcomes"):
         assert (out / f"{name}.png").stat().st_size > 10_000
     names = [claim["name"] for claim in json.loads((out / "claims.json").read_text())]
     assert names[:2] == ["sooner", "predictions"]
-    assert "clean 0" in outcome.text and "corrupted 0" in outcome.text
+    assert "clean 0" in outcome.text
+    followed = list(out.glob("steps/follow-*"))
+    assert len(followed) == 2
+    for path in followed:
+        series = json.loads(path.read_text())
+        assert len(series["sharpness"]) == len(series["loss"]) == len(series["step"]) > 10
+        assert np.isfinite(series["sharpness"]).all()
+
+
+def test_the_corrupted_set_has_further_examples_with_random_labels(prepared, tmp_path):
+    settings = dataclasses.replace(TINY, random_labels=6)
+    problems = escape.load_problems(settings, Context(tmp_path, data_dir=prepared))
+    (clean_x, clean_y), (x, y) = (problems[k].dataset.train for k in ("clean", "corrupted"))
+    assert len(x) == 36 and problems["clean"].loss == problems["corrupted"].loss
+    np.testing.assert_array_equal(x[:30], clean_x)
+    np.testing.assert_array_equal(y[:30], clean_y)
 
 
 def test_a_repeated_run_trains_nothing(finished, monkeypatch):
-    out, outcome, _ = finished
+    given, outcome, _ = finished
 
     def ended_runs(work, loops, points):
         assert not points, "trained again"
         return iter(())
 
     monkeypatch.setattr(lanes, "ended_runs", ended_runs)
-    assert execute(escape.EXPERIMENT, TINY, out=out).text == outcome.text
+    assert execute(escape.EXPERIMENT, TINY, **given).text == outcome.text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": "fnn-smal"}, "did you mean 'fnn-small'"),
-        ({"batch_sizes": (4, 44)}, "batch_size 44 is above the number of examples 40"),
+        ({"batch_sizes": (4, 44)}, "batch_size 44 is above the number of examples 30"),
         ({"learning_rates": (0.0,)}, "learning_rate must be finite and positive"),
         ({"learning_rates": ()}, "need at least one"),
         ({"escape_factor": 1.0}, "escape_factor"),
@@ -210,39 +239,27 @@ def test_a_repeated_run_trains_nothing(finished, monkeypatch):
         ({"seeds": 0}, "seeds"),
     ],
 )
-def test_wrong_settings_before_any_training(tmp_path, monkeypatch, change, message):
+def test_wrong_settings_before_any_training(tmp_path, prepared, monkeypatch, change, message):
     monkeypatch.setattr(lanes, "ended_runs", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
-        execute(escape.EXPERIMENT, dataclasses.replace(TINY, **change), out=tmp_path)
+        settings = dataclasses.replace(TINY, **change)
+        execute(escape.EXPERIMENT, settings, out=tmp_path, data_dir=prepared)
 
 
-def test_starts_that_all_diverge_are_an_error(tmp_path):
+def test_starts_that_all_diverge_are_an_error(tmp_path, prepared):
     wild = dataclasses.replace(TINY, start_learning_rate=1e6, start_max_steps=30)
     with pytest.raises(ValueError, match="smaller start_learning_rate"):
-        execute(escape.EXPERIMENT, wild, out=tmp_path)
+        execute(escape.EXPERIMENT, wild, out=tmp_path, data_dir=prepared)
 
 
-def test_paper_preset_runs_on_prepared_data(tmp_path):
-    testing.write_tfds("fashion_mnist", tmp_path / "data", n_train=20, n_test=10)
-    paper = escape.EXPERIMENT.settings("paper")
-    assert (paper.model, paper.n_train, paper.random_labels) == ("fnn", 1000, 200)
-    small = dataclasses.replace(
-        paper, model="fnn-small", n_train=8, random_labels=2, starts=1, start_max_steps=2,
-        learning_rates=(0.1,), batch_sizes=("n",), seeds=1, gd_steps=2, burst_steps=2, tol=0.1,
+def test_a_tiny_lbfgs_end_to_end(tmp_path, prepared):
+    tiny = dataclasses.replace(
+        lbfgs.EXPERIMENT.settings("paper"), model="fnn-small", n_train=30, starts=1,
+        loss_tolerance=0.003, max_steps=500, learning_rates=(0.5,), batch_sizes=("n",), seeds=1,
+        gd_steps=90, burst_steps=30, adam_learning_rate=3e-3,
     )  # fmt: skip
-    outcome = execute(
-        escape.EXPERIMENT, small, out=tmp_path / "out", preset="paper", data_dir=tmp_path / "data"
-    )
-    assert len(outcome.rows) == 2
-    assert "published c" in outcome.text and "80.04%" in outcome.text
-
-
-def test_a_tiny_lbfgs_end_to_end(tmp_path):
-    tiny = lbfgs.Settings(
-        n_train=40, starts=1, loss_tolerance=0.003, max_steps=500, learning_rates=(4.0,),
-        batch_sizes=("n",), seeds=1, gd_steps=60, burst_steps=30, adam_learning_rate=3e-3,
-    )  # fmt: skip
-    outcome = execute(lbfgs.EXPERIMENT, tiny, out=tmp_path)
+    given = {"out": tmp_path, "preset": "paper", "data_dir": prepared}
+    outcome = execute(lbfgs.EXPERIMENT, tiny, **given)
     minima = {row["optimizer"]: row for row in outcome.rows if "optimizer" in row}
     assert list(minima) == ["L-BFGS", "GD", "SGD", "Adam", "RMSProp"]
     assert minima["Adam"]["edge"] == pytest.approx(38 / 3e-3)
@@ -254,4 +271,4 @@ def test_a_tiny_lbfgs_end_to_end(tmp_path):
     assert {"lbfgs-sharper", "adaptive-condition", "predictions"} <= {c["name"] for c in claims}
     for name in ("minima", "trajectories"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    assert execute(lbfgs.EXPERIMENT, tiny, out=tmp_path).text == outcome.text
+    assert execute(lbfgs.EXPERIMENT, tiny, **given).text == outcome.text
