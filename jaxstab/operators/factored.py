@@ -81,8 +81,8 @@ def example_factors(
                 return outputs
             site = sites[s][1]
             rows[s] = site_forms.input_rows(site, inputs)
-            if site_forms.by_rows(equation):
-                outputs = [site_forms.product(site, rows[s], inputs[1], outputs[0])]
+            if site_forms.by_rows(equation, rows[s]):
+                outputs = [site_forms.product(site, rows[s], inputs[site.operand], outputs[0])]
             return [outputs[0] + shifts[s]]
 
         values = list(params)
