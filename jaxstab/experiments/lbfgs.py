@@ -45,7 +45,7 @@ class Settings:
     dataset: str = setting("digits", "data set")
     model: str = setting("fnn-small", "model")
     n_train: int = setting(500, "number of training examples n")
-    starts: int = setting(2, "initialisations")
+    starts: int = setting(4, "initialisations")
     loss_tolerance: float = setting(1e-3, "a minimum is reached below this training loss")
     max_steps: int = setting(20_000, "step limit of every optimizer that looks for a minimum")
     gd_learning_rate: float = setting(2.0, "learning rate of the GD and SGD minima")
