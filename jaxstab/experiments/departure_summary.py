@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from jaxstab import plots
 from jaxstab.experiments.base import Claim, judge
@@ -39,8 +40,18 @@ def draw_trajectories(followed: Followed, title: str) -> Figure:
         plots.label_axes(panel, "epochs after the start", word, log_y=logarithmic, legend=legend)
         panel.set_xscale("symlog", linthresh=1)  # the start itself lies at 0
         panel.set_xlim(left=-0.1)
+        if name == "sharpness" and followed:
+            plain_ticks(panel.yaxis)
     figure.suptitle(title)
     return figure
+
+
+def plain_ticks(*axes: Any) -> None:
+    """Labels logarithmic axes that span about a decade with plain numbers at 1, 2 and 5."""
+    for axis in axes:
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axis.set_minor_formatter(StrMethodFormatter("{x:g}"))
 
 
 def confusion(rows: Sequence[Mapping[str, Any]]) -> str:

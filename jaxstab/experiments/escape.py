@@ -207,6 +207,7 @@ def draw_outcomes(rows: Sequence[Mapping[str, Any]], starts: Sequence[Start]) ->
     plots.label_axes(
         scatter, plots.SHARPNESS, "test accuracy  [%]", title="where they ended", log_x=True
     )
+    departure_summary.plain_ticks(plane.xaxis, scatter.xaxis)
     return figure
 
 

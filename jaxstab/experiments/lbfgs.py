@@ -281,6 +281,7 @@ def draw_minima(found: Sequence[Mapping[str, Any]]) -> Figure:
         plane, plots.SHARPNESS, plots.NONUNIFORMITY, title="minima", log_x=True, log_y=True
     )
     plots.label_axes(ratios, "", "eigenvalue / edge", title="stability condition", log_y=True)
+    departure_summary.plain_ticks(plane.xaxis, plane.yaxis, ratios.yaxis)
     return figure
 
 

@@ -268,10 +268,19 @@ def dense() -> Callable[[Problem], tuple[np.ndarray, np.ndarray]]:
         def loss(flat: jax.Array, example: Any) -> jax.Array:
             return problem.loss(unravel(flat), example)
 
-        derivatives = [
-            np.asarray(jax.jit(jax.vmap(f(loss), (None, 0)))(flat, problem.data))
-            for f in (jax.grad, jax.hessian)
-        ]
-        return derivatives[0], derivatives[1]
+        def column(flat: jax.Array, e: jax.Array, example: Any) -> jax.Array:
+            return jax.jvp(lambda flat: jax.grad(loss)(flat, example), (flat,), (e,))[1]
+
+        @jax.jit
+        def both(flat: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
+            gradients = jax.vmap(jax.grad(loss), (None, 0))(flat, data)
+            # one column of all H_i at a time: small to compile
+            columns = jax.lax.map(
+                lambda e: jax.vmap(column, (None, None, 0))(flat, e, data), jnp.eye(flat.size)
+            )
+            return gradients, jnp.moveaxis(columns, 0, 2)
+
+        gradients, hessians = both(flat, problem.data)
+        return np.asarray(gradients), np.asarray(hessians)
 
     return make
