@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstab import sweeps, training
+from jaxstab import store, sweeps, training
 from jaxstab.eigen import EigenResult, Interval
 from jaxstab.measurement import Measurement
 
@@ -183,6 +183,27 @@ def test_another_sweep_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"different sweep.*{match}"):
             small(tmp_path, batch_sizes=[3], **changed)
     small(tmp_path, batch_sizes=[3])
+
+
+def test_only_what_dead_processes_left_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    store.Store(tmp_path, {"a": 1})
+    left = [tmp_path / "runs" / f".run.{host}.{pid}" for pid in (dead.pid, os.getpid())]
+    left.append(tmp_path / "runs" / f".run.another-host.{dead.pid}")
+    for path in left:
+        path.mkdir()
+    store.Store(tmp_path, {"a": 1})
+    assert [path.exists() for path in left] == [False, True, True]
+
+
+def test_a_run_that_another_process_wrote_first_stays(tmp_path):
+    folder = store.Store(tmp_path, {})
+    folder.write("run", {"loss": 1.0}, {"w": np.zeros(2)}, {"loss": [1.0]})
+    folder.write("run", {"loss": 2.0}, {"w": np.ones(2)}, {"loss": [2.0]})
+    assert folder.record("run") == {"loss": 1.0}
+    assert [path.name for path in folder.runs.iterdir()] == ["run"]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
