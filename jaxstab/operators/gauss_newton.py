@@ -28,6 +28,11 @@ from jaxstab.operators.structure import Program, Structure, analyse, evaluate, l
 # Gram matrices hold n k² numbers: beyond this the factored form is the cheaper one.
 MAX_OUTPUTS = 512
 
+_NO_OUTPUTS = (
+    "the parameters reach the loss by more than one way (a regulariser?), so it cannot be cut at "
+    'the outputs of a model: use method="factored", which is exact for any loss'
+)
+
 
 class Split(NamedTuple):
     """A loss cut at its outputs: ℓ = head(f), f = body(θ)."""
@@ -61,7 +66,7 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
         if needed & set(program.params):
             break
     if cut is None:
-        raise ValueError('the loss has no outputs between parameters and value: use "factored"')
+        raise ValueError(_NO_OUTPUTS)
     position, output = cut
     size = program.avals[output].size
     if size > MAX_OUTPUTS:
@@ -75,7 +80,19 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     fixed = [eqn for eqn in program.equations[:position] if not moving & set(eqn.outputs)]
     rest = live([*fixed, *program.equations[position:]], program.output)
     head = dataclasses.replace(program, equations=rest, params=(output,))
+    if _is_linear(head, program.avals[output], example):
+        raise ValueError(_NO_OUTPUTS)
     return Split(Structure(body, analyse(body, site_forms.recognised)), head, size)
+
+
+def _is_linear(head: Program, output: Any, example: Any) -> bool:
+    """Whether the slope of `head` does not depend on where it is taken: then its A_i is zero."""
+
+    def slope(f: jax.Array, example: Any) -> jax.Array:
+        return jax.grad(lambda f: evaluate(head, [f], jax.tree.leaves(example)))(f)
+
+    program = read_program(jax.tree_util.Partial(slope), output, example)
+    return not any(set(program.params).intersection(eqn.inputs) for eqn in program.equations)
 
 
 class GaussNewtonContext(NamedTuple):

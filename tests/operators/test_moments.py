@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxstab import operators
+from jaxstab.callables import as_pytree
 from jaxstab.operators.factored import read_structure
 
 ravel = jax.flatten_util.ravel_pytree
@@ -63,9 +64,7 @@ def test_prepared_operators_equal_their_definition(problem, random_like):
 
 def test_structure_is_as_expected(problem):
     """What is fast stays fast: the form of every leaf is part of the contract."""
-    structure = read_structure(
-        problem.loss if callable(problem.loss) else None, problem.params, problem.data
-    )
+    structure = read_structure(as_pytree(problem.loss), problem.params, problem.data)
     assert dict(collections.Counter(leaf.form for leaf in structure.leaves)) == problem.forms
 
 
@@ -105,12 +104,15 @@ def test_gauss_newton_is_its_dense_form(problems, random_like, x64, name):
 
 
 def test_gauss_newton_refuses_a_loss_without_outputs(problems, x64):
-    """A regulariser reaches the loss past the outputs."""
+    """A regulariser reaches the loss past the outputs; what follows their sum is linear."""
     problem = problems["weight_norm"]()
-    with pytest.raises(ValueError, match="factored"):
-        operators.hessian_variance(
-            problem.loss, problem.params, problem.data, method="gauss_newton"
-        )
+
+    def halved(params, example):
+        return 0.5 * problem.loss(params, example)
+
+    for loss in (problem.loss, halved):
+        with pytest.raises(ValueError, match="more than one way"):
+            operators.hessian_variance(loss, problem.params, problem.data, method="gauss_newton")
 
 
 def test_gauss_newton_bound_holds_and_vanishes_at_interpolation(problems, dense, x64):
