@@ -5,10 +5,44 @@ batch statistics) it is a registered pytree, so that it can be *passed* to a com
 arrays are operands, its code is static, and equal shapes never compile twice.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+
+Class = TypeVar("Class")
+
+
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is part of the code, not of the arrays."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def register(cls: type[Class]) -> type[Class]:
+    """Registers a dataclass as a pytree; those of its fields that are `static` are not leaves.
+
+    Not by `jax.tree_util.register_dataclass`: with JAX 0.10.2 the tree structures of *different*
+    dataclasses with equal static fields compare equal, so that whenever their hashes collide one
+    runs the function compiled for the other.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    static = [field.name for field in fields if field.metadata.get("static")]
+    arrays = [field.name for field in fields if not field.metadata.get("static")]
+    keys = [jax.tree_util.GetAttrKey(name) for name in arrays]
+
+    def flatten(tree: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(tree, name) for name in arrays], tuple(getattr(tree, n) for n in static)
+
+    def flatten_with_keys(tree: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        leaves, meta = flatten(tree)
+        return list(zip(keys, leaves, strict=True)), meta
+
+    def unflatten(meta: tuple[Any, ...], leaves: Any) -> Any:
+        return cls(**dict(zip(arrays, leaves)), **dict(zip(static, meta)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstab.callables import register, static
 from jaxstab.checks import check_at_least, check_name, data_size
 
 Array = jax.Array
@@ -85,9 +86,7 @@ def by_name(name: str) -> Callable[[Array, Array], Array]:
     return LOSSES[check_name("loss", name, LOSSES)]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["model", "loss"]
-)
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelLoss:
     """The loss of one example under a model: ℓ(θ, (x, y)) = loss(f_θ(x), y).
@@ -113,8 +112,8 @@ class ModelLoss:
       2.0
     """
 
-    model: Any
-    loss: Callable[[Array, Array], Array] = squared
+    model: Any = static()
+    loss: Callable[[Array, Array], Array] = static(default=squared)
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):

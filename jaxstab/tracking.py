@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxstab.callables import as_pytree
+from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_at_least, check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
 from jaxstab.measurement import loss_and_gradient_norm, square_root
@@ -72,7 +72,7 @@ class _Settings:
     chunk_size: int | None
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tracker:
     """`init(params) -> state` and `update(state, params, data) -> (state, info)`; see `tracker`.
@@ -84,7 +84,7 @@ class Tracker:
     loss: Any
     key: jax.Array
     preconditioner: Any
-    settings: _Settings = dataclasses.field(metadata={"static": True})
+    settings: _Settings = static()
 
     @property
     def init(self) -> Callable[[Any], TrackerState]:

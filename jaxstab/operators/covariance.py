@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxstab.callables import static
 from jaxstab.checks import data_size
 from jaxstab.operators.chunks import (
     chunk_shape,
@@ -12,7 +13,7 @@ from jaxstab.operators.chunks import (
     scale_like,
     sum_over_chunks,
 )
-from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator, static
+from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
 
 
 @operator

@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxstab.callables import static
 from jaxstab.checks import data_size
 from jaxstab.operators import sites as site_forms
 from jaxstab.operators.chunks import scale_like
 from jaxstab.operators.contexts import Contexts, automatic_chunk, memory_limit, tree_bytes
-from jaxstab.operators.hessian import Operator, operator, static
+from jaxstab.operators.hessian import Operator, operator
 from jaxstab.operators.structure import Leaf, Site, Structure, analyse, evaluate, read_program
 
 Params = Any

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxstab.callables import static
 from jaxstab.checks import check_at_least, data_size
 from jaxstab.operators import sites as site_forms
 from jaxstab.operators.chunks import chunk_shape, scale_like
 from jaxstab.operators.contexts import Contexts, automatic_chunk
 from jaxstab.operators.factored import Context, example_inner, linearise
-from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator, static
+from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
 from jaxstab.operators.statistics import Estimate
 from jaxstab.operators.structure import Program, Structure, analyse, evaluate, live, read_program
 

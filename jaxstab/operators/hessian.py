@@ -18,7 +18,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 
-from jaxstab.callables import as_pytree
+from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_params, data_size
 from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
 from jaxstab.operators.contexts import Contexts, automatic_chunk
@@ -28,19 +28,10 @@ Loss = Callable[[Params, Any], jax.Array]
 Class = TypeVar("Class")
 
 
-def static(*, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is part of the code, not of the arrays."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def operator(cls: type[Class]) -> type[Class]:
     """Registers a frozen dataclass as a callable pytree; fields marked static are not leaves."""
-    cls = dataclasses.dataclass(frozen=True, repr=False)(cls)  # type: ignore[arg-type]
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    static = [field.name for field in fields if field.metadata.get("static")]
-    arrays = [field.name for field in fields if not field.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, data_fields=arrays, meta_fields=static)
+    return register(dataclasses.dataclass(frozen=True, repr=False)(cls))  # type: ignore[arg-type]
 
 
 @functools.partial(jax.jit, inline=True)

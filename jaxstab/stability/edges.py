@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxstab.callables import as_pytree
+from jaxstab.callables import as_pytree, register
 from jaxstab.checks import check_name, check_positive
 
 MOMENTUM_KINDS = ("heavy_ball", "nesterov", "ema")
@@ -113,7 +113,7 @@ def _check_momentum(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be below 1, got {value!r}")
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preconditioned:
     """v -> D^(-1/2) H D^(-1/2) v: symmetric, with the eigenvalues of D^-1 H. Cost: one product."""

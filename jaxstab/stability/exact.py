@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab.callables import as_pytree
+from jaxstab.callables import as_pytree, register
 from jaxstab.checks import check_finite, data_size
 from jaxstab.eigen import lanczos
 from jaxstab.eigen.result import EigenResult, Interval
@@ -122,7 +122,7 @@ def _jacobians(predict: Callable[[Any, Any], Any], params: Any, inputs: Any) -> 
     return jax.lax.map(one, inputs)
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class _CurvatureOfMoments:
     """X -> C^(-1/2) D C^(-1/2) X on r x r matrices: symmetric, with the eigenvalues of C^-1 D."""
@@ -143,7 +143,7 @@ class _CurvatureOfMoments:
         return (1 - self.factor) * mean + self.factor * each / len(self.factors)
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class _MomentMap:
     """Q[S] = S - 2 eta C[S] + eta^2 D[S]."""

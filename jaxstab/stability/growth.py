@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxstab.callables import as_pytree
+from jaxstab.callables import as_pytree, register
 from jaxstab.checks import check_at_least, check_positive
 from jaxstab.eigen import lanczos
 from jaxstab.eigen.result import EigenResult
@@ -22,7 +22,7 @@ from jaxstab.stability.criteria import variance_factor
 Matvec = Callable[[Any], Any]
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class SecondMomentOperator:
     """v -> (I - eta H)^2 v + eta^2 pi Sigma v. Cost: two products with H and one with Sigma."""

@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstab.callables import register
 from jaxstab.checks import check_at_least, check_batch_size, check_finite, check_positive
 from jaxstab.eigen import lanczos
 from jaxstab.eigen.result import EigenResult
 from jaxstab.stability.criteria import variance_factor
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quadratic:
     """n quadratic losses with their minimum of the mean at 0; an array pytree."""
@@ -281,7 +282,7 @@ def _moments(problem: Quadratic, start: Moments, eta: Any, pi: Any, *, steps: in
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, path)
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class SecondMomentMap:
     """Q: S -> E x' x'^T without gradient noise, symmetric in the Frobenius inner product."""

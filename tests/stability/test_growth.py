@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jaxstab import stability
+from jaxstab.callables import register
 from jaxstab.stability import exact, linearized, variance_factor
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dense:
     """v -> A v on {"x": first two entries, "y": the rest}."""
