@@ -1,7 +1,11 @@
-"""Shared fixtures: float64 that restores itself, and a guard on process-wide configuration."""
+"""Shared fixtures: float64 that restores itself, and guards on what a process shares."""
+
+from pathlib import Path
 
 import jax
 import pytest
+
+MEMORY_MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture
@@ -17,3 +21,11 @@ def configuration_unchanged():
     before = dict(jax.config.values)
     yield
     assert dict(jax.config.values) == before
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+    """XLA maps memory for every compiled function and crashes at the system's limit, 65,530."""
+    yield
+    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()

@@ -20,12 +20,16 @@ N = 7
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A loss, a point and data; `forms`: how many leaves the structure gives each form."""
+    """A loss, a point and data; `forms`: how many leaves the structure gives each form.
+
+    Large programs take a `chunk_size` without remainder: a remainder compiles everything twice.
+    """
 
     loss: Any
     params: Any
     data: Any
     forms: dict[str, int]
+    chunk_size: int = 3
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -71,7 +75,8 @@ def resnet_frozen_batch_norm() -> Problem:
     model, x = models.resnet(8, classes=2, width=1), normal(0, 4, 4, 4, 1)
     state = models.initial_state(model, x[0])
     state = jax.tree.map(lambda leaf: jnp.abs(normal(1, *leaf.shape)) + 0.5, state)
-    return Problem(*linen(model, x, 2, state=state), {"factored": 8, "elementwise": 15})
+    forms = {"factored": 8, "elementwise": 15}
+    return Problem(*linen(model, x, 2, state=state), forms, chunk_size=2)
 
 
 class Attention(nn.Module):
@@ -96,7 +101,8 @@ def transformer() -> Problem:
         logits = jax.nn.log_softmax(model.apply(params, tokens[:-1]))
         return -jnp.mean(jnp.take_along_axis(logits, tokens[1:, None], -1))
 
-    return Problem(loss, params, tokens, {"factored": 6, "explicit": 1, "elementwise": 11})
+    forms = {"factored": 6, "explicit": 1, "elementwise": 11}
+    return Problem(loss, params, tokens, forms, chunk_size=2)
 
 
 def nnx_mlp() -> Problem:

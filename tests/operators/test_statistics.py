@@ -15,7 +15,7 @@ def test_norms_and_traces_equal_the_dense_oracle(problem, dense, random_like):
     v = random_like(problem.params)
     flat = np.asarray(ravel(v)[0])
     common = (problem.loss, problem.params, problem.data)
-    options = {"chunk_size": 3}
+    options = {"chunk_size": problem.chunk_size}
     norms = operators.per_example_gradient_norms(*common, **options)
     np.testing.assert_allclose(norms, np.linalg.norm(gradients, axis=1), rtol=1e-9)
     trace = operators.gradient_covariance_trace(*common, **options)
