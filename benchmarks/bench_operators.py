@@ -22,12 +22,13 @@ def cases(size: str) -> list[Case]:
     """ResNet-14 takes n = 50 in the small set: 1,000 examples take minutes on two cores."""
     tiny = size == "tiny"
     n = {"tiny": 12, "small": 1000, "full": 1000}[size]
+    products = 2 if tiny else 10
     made = [
-        Case(problems.fnn(n, tiny=tiny), 2 if tiny else 10, 1.0, 1.5),
-        Case(problems.vgg(n, tiny=tiny), 2 if tiny else 3, 1.5, 2.0),
+        Case(problems.fnn(n, tiny=tiny), products, 1.0, 1.5),
+        Case(problems.vgg(n, tiny=tiny), products, 1.5, 2.0),
     ]
     if not tiny:  # it takes a minute to compile
-        made.append(Case(problems.resnet14(50 if size == "small" else n), 3, 1.5, 2.0))
+        made.append(Case(problems.resnet14(50 if size == "small" else n), products, 1.5, 2.0))
     return made
 
 

@@ -69,14 +69,14 @@ class Contexts(NamedTuple):
 
         `extra` is None or what an earlier `reduce` returned as kept.
         """
-        function = fast_in_loops(function)
+        function, make = fast_in_loops(function), fast_in_loops(self.make)
         size, full, remainder = chunk_shape(self.data, self.chunk_size)
         extra_full, extra_tail = (None, None) if extra is None else extra
 
         def at(index: Any, stacked: Any) -> Any:
             if self.kept is not None:
                 return stacked
-            return self.make(take_chunk(self.data, index * size, size))
+            return make(take_chunk(self.data, index * size, size))
 
         stacked = None if self.kept is None else self.kept[0]
         if full == 1:
@@ -94,7 +94,7 @@ class Contexts(NamedTuple):
             total, keep = lax.scan(body, zero, xs)
         keep_tail = None
         if remainder:
-            context = self.kept[1] if self.kept is not None else self.make(self._tail())
+            context = self.kept[1] if self.kept is not None else make(self._tail())
             part, keep_tail = function(context, extra_tail)
             total = jax.tree.map(jnp.add, total, part)
         return total, (keep, keep_tail)
@@ -130,11 +130,11 @@ class Contexts(NamedTuple):
         size, full, remainder = chunk_shape(self.data, self.chunk_size)
         if self.kept is not None or self.bytes() > memory_limit():
             return self
+        make = fast_in_loops(self.make)
         if full == 1:
-            stacked = self.make(take_chunk(self.data, 0, size) if remainder else self.data)
+            stacked = make(take_chunk(self.data, 0, size) if remainder else self.data)
         else:
             stacked = lax.map(
-                lambda index: self.make(take_chunk(self.data, index * size, size)),
-                jnp.arange(full),
+                lambda index: make(take_chunk(self.data, index * size, size)), jnp.arange(full)
             )
-        return self._replace(kept=(stacked, self.make(self._tail()) if remainder else None))
+        return self._replace(kept=(stacked, make(self._tail()) if remainder else None))

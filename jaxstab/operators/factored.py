@@ -44,7 +44,8 @@ class Factors(NamedTuple):
     """What moves with θ, per example: one entry a site or explicit leaf.
 
     Attributes:
-      inputs: X of each site, (b, T, K); None where it does not depend on θ.
+      inputs: X of each site, (b, T, K), or x, (b, S, C), where it has dual rows; None where it does
+        not depend on θ.
       cotangents: D of each site, (b, T, M).
       explicit: per-example gradient of each leaf that is not factored.
     """
@@ -62,16 +63,25 @@ def _weight(site: Site, leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(site.view.apply, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
 
 
+class Constants(NamedTuple):
+    """What of each site is read at θ alone: X where `Factors` has it not, Δ where there is one."""
+
+    inputs: tuple[jax.Array | None, ...]
+    duals: tuple[jax.Array | None, ...]
+
+
 def example_factors(
     structure: Structure, params: list[jax.Array], example: list[jax.Array], covector: Any = 1.0
-) -> tuple[Factors, tuple[jax.Array | None, ...]]:
-    """Returns the factors of one example and the inputs X that do not depend on θ.
+) -> tuple[Factors, Constants]:
+    """Returns the factors of one example and the constants beside them.
 
     They are those of the program's output times `covector`, a constant: 1 for a loss.
     """
     sites = _sites(structure.leaves)
     number = {id(site.equation): s for s, (_, site) in enumerate(sites)}
     explicit = [i for i, leaf in enumerate(structure.leaves) if leaf.form != "factored"]
+    avals = structure.program.avals
+    dual = [_has_dual(site, avals) for _, site in sites]
 
     def loss(shifts: list[jax.Array], moved: list[jax.Array]) -> tuple[jax.Array, list[Any]]:
         rows: list[Any] = [None] * len(sites)
@@ -81,9 +91,13 @@ def example_factors(
             if s is None:
                 return outputs
             site = sites[s][1]
-            rows[s] = site_forms.input_rows(site, inputs)
-            if site_forms.by_rows(equation, rows[s]):
-                outputs = [site_forms.product(site, rows[s], inputs[site.operand], outputs[0])]
+            x = site_forms.input_rows(site, inputs)
+            if dual[s]:
+                rows[s] = site_forms.plain_rows(site, inputs), x
+            else:
+                rows[s] = (x, None) if site.moving else (None, x)
+                if site_forms.by_rows(equation, x):
+                    outputs = [site_forms.product(site, x, inputs[site.operand], outputs[0])]
             return [outputs[0] + shifts[s]]
 
         values = list(params)
@@ -92,7 +106,7 @@ def example_factors(
         output = evaluate(structure.program, values, example, visit)
         return jnp.sum(output * covector), rows
 
-    outputs = [structure.program.avals[site.equation.outputs[0]] for _, site in sites]
+    outputs = [avals[site.equation.outputs[0]] for _, site in sites]
     shifts = [jnp.zeros(aval.shape, aval.dtype) for aval in outputs]
     (cotangents, gradients), rows = jax.grad(loss, argnums=(0, 1), has_aux=True)(
         shifts, [params[i] for i in explicit]
@@ -101,22 +115,25 @@ def example_factors(
         site_forms.cotangent_rows(site, cotangent, len(_weight(site, params[i]).shape))
         for (i, site), cotangent in zip(sites, cotangents, strict=True)
     )
-    moving = tuple(x if site.moving else None for (_, site), x in zip(sites, rows))
-    fixed = tuple(None if site.moving else x for (_, site), x in zip(sites, rows))
-    return Factors(moving, rows_of_cotangents, tuple(gradients)), fixed
+    duals = tuple(
+        site_forms.dual_rows(site, avals, cotangent) if has else None
+        for (_, site), cotangent, has in zip(sites, cotangents, dual, strict=True)
+    )
+    moving, fixed = zip(*rows, strict=True) if rows else ((), ())
+    return Factors(moving, rows_of_cotangents, tuple(gradients)), Constants(fixed, duals)
 
 
 class Context(NamedTuple):
-    """One chunk linearised at θ: factors, fixed inputs and the map A (all with leading axis n)."""
+    """One chunk linearised at θ: factors, constants and the map A (all with leading axis n)."""
 
     factors: Factors
-    fixed: tuple[jax.Array | None, ...]
+    constants: Constants
     linear: Callable[[Params], Factors]
 
     def inputs(self, s: int) -> jax.Array:
         """X of site s, whether it moves or not."""
-        moving = self.factors.inputs[s]
-        return self.fixed[s] if moving is None else moving  # type: ignore[return-value]
+        fixed = self.constants.inputs[s]
+        return self.factors.inputs[s] if fixed is None else fixed  # type: ignore[return-value]
 
 
 def linearise(structure: Structure, params: Params, chunk: Any, covectors: Any = None) -> Context:
@@ -131,15 +148,21 @@ def linearise(structure: Structure, params: Params, chunk: Any, covectors: Any =
             return jax.vmap(lambda example: single(example, 1.0))(chunk)
         return jax.vmap(single)(chunk, covectors)
 
-    factors, linear, fixed = jax.linearize(batched, params, has_aux=True)
-    return Context(factors, fixed, linear)
+    factors, linear, constants = jax.linearize(batched, params, has_aux=True)
+    return Context(factors, constants, linear)
 
 
 # --- Per-example vectors of one site -------------------------------------------------------------
 # H_i v at a site is Σ over pairs of rowsᵀ·rows: kept as pairs where T is small (products of T × T
 # Grams), multiplied out to (b, K, M) where that takes fewer operations.
 
-Pairs = list[tuple[jax.Array, jax.Array]]
+
+class Pair(NamedTuple):
+    """xᵀd, d unfolded over so many kernel positions (1: plain rows)."""
+
+    x: jax.Array
+    d: jax.Array
+    shifts: int = 1
 
 
 def _gram(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -154,30 +177,49 @@ def _mix(gram: jax.Array, y: jax.Array) -> jax.Array:
     return gram * y if gram.shape[-1] == 1 else jnp.einsum("nbts,nbsk->nbtk", gram, y)
 
 
-def _keeps_pairs(x: jax.Array, d: jax.Array) -> bool:
+def _keeps_pairs(positions: int, inputs: int, outputs: int) -> bool:
     """Whether Gram matrices cost less than the products: 6 T²(K + M) < 8 T K M operations."""
-    positions, inputs, outputs = x.shape[-2], x.shape[-1], d.shape[-1]
     return 3 * positions * (inputs + outputs) < 4 * inputs * outputs
 
 
-def _multiply(pairs: Pairs) -> jax.Array:
+def _has_dual(site: Site, avals: dict[int, Any]) -> bool:
+    """Whether a convolution's cotangent is unfolded: where u_i is multiplied out."""
+    if site.equation.name != "conv_general_dilated" or not site.moving:
+        return False
+    return not _keeps_pairs(*site_forms.row_sizes(site, avals))
+
+
+def _sizes(context: Context, s: int) -> tuple[int, int, int]:
+    """T, K and M of site s."""
+    x, d = context.inputs(s), context.factors.cotangents[s]
+    return x.shape[-2], x.shape[-1], d.shape[-1]
+
+
+def _multiply(pairs: list[Pair]) -> jax.Array:
     """The products summed, (n, b, K, M)."""
-    return sum(jnp.einsum("nbtk,nbtm->nbkm", x, d) for x, d in pairs)  # type: ignore[return-value]
+    products = ((jnp.einsum("nbtk,nbtm->nbkm", p.x, p.d), p.shifts) for p in pairs)
+    return sum(site_forms.from_dual(*product) for product in products)  # type: ignore[return-value]
 
 
-def _pairs(context: Context, tangent: Factors | None, s: int) -> Pairs:
+def _pairs(context: Context, tangent: Factors | None, s: int) -> list[Pair]:
     """Rows of g_i (no tangent) or of H_i v at site s."""
     x, d = context.inputs(s), context.factors.cotangents[s]
     if tangent is None:
-        return [(x, d)]
-    moved = tangent.inputs[s]
-    pairs = [(x, tangent.cotangents[s])]
-    return pairs if moved is None else [(moved, d), *pairs]
+        return [Pair(x, d)]
+    moved, pair = tangent.inputs[s], Pair(x, tangent.cotangents[s])
+    if moved is None:
+        return [pair]
+    dual = context.constants.duals[s]
+    return [
+        Pair(moved, d) if dual is None else Pair(moved, dual, x.shape[-1] // moved.shape[-1]),
+        pair,
+    ]
 
 
-def _site_sum(pairs: Pairs) -> jax.Array:
+def _site_sum(pairs: list[Pair]) -> jax.Array:
     """Σ over examples of the products, (b, K, M): ordinary matrix products."""
-    return sum(_contract_rows(x, d) for x, d in pairs)  # type: ignore[return-value]
+    sums = ((_contract_rows(p.x, p.d), p.shifts) for p in pairs)
+    return sum(site_forms.from_dual(*part) for part in sums)  # type: ignore[return-value]
 
 
 def _contract_rows(x: jax.Array, d: jax.Array) -> jax.Array:
@@ -195,10 +237,10 @@ def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return jnp.einsum("nbtk,bkm->nbtm", x, matrix)
 
 
-def _inner(left: Pairs, right: Pairs) -> jax.Array:
+def _inner(keep: bool, left: list[Pair], right: list[Pair]) -> jax.Array:
     """Inner product of two per-example vectors at one site, shape (n,)."""
-    if _keeps_pairs(*left[0]):
-        grams = (_gram(x, y) * _gram(d, e) for x, d in left for y, e in right)
+    if keep:
+        grams = (_gram(p.x, q.x) * _gram(p.d, q.d) for p in left for q in right)
         return sum(jnp.sum(g, axis=(1, 2, 3)) for g in grams)  # type: ignore[return-value]
     return jnp.sum(_multiply(left) * _multiply(right), axis=(1, 2, 3))
 
@@ -210,9 +252,9 @@ def _pull_site(
     x, d = context.inputs(s), context.factors.cotangents[s]
     pairs = _pairs(context, tangent, s)
     moves = context.factors.inputs[s] is not None
-    if _keeps_pairs(x, d):
-        to_d: Any = sum(_mix(_gram(x, y), e) for y, e in pairs)
-        to_x: Any = sum(_mix(_gram(d, e), y) for y, e in pairs) if moves else None
+    if _keeps_pairs(*_sizes(context, s)):
+        to_d: Any = sum(_mix(_gram(x, p.x), p.d) for p in pairs)
+        to_x: Any = sum(_mix(_gram(d, p.d), p.x) for p in pairs) if moves else None
         if mean is not None:
             to_d = to_d - _times(x, mean)
             to_x = to_x - _times(d, jnp.swapaxes(mean, 1, 2)) if moves else None
@@ -220,9 +262,14 @@ def _pull_site(
     u = _multiply(pairs)
     if mean is not None:
         u = u - mean
-    return jnp.einsum("nbtm,nbkm->nbtk", d, u) if moves else None, jnp.einsum(
-        "nbtk,nbkm->nbtm", x, u
-    )
+    to_d = jnp.einsum("nbtk,nbkm->nbtm", x, u)
+    if not moves:
+        return None, to_d
+    dual = context.constants.duals[s]
+    if dual is None:
+        return jnp.einsum("nbtm,nbkm->nbtk", d, u), to_d
+    u = site_forms.to_dual(u, pairs[0].shifts)
+    return jnp.einsum("nbtm,nbkm->nbtk", dual, u), to_d
 
 
 # --- All leaves ------------------------------------------------------------------------------
@@ -254,7 +301,7 @@ def example_inner(
     """
     other = context if other is None else other
     parts = [
-        _inner(_pairs(context, left, s), _pairs(other, right, s))
+        _inner(_keeps_pairs(*_sizes(context, s)), _pairs(context, left, s), _pairs(other, right, s))
         for s in range(len(context.factors.cotangents))
     ]
     of_left = (context.factors if left is None else left).explicit

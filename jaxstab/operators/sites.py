@@ -7,12 +7,18 @@ the loss by the output, the gradient by W is, after re-arrangement,
 
 where b runs over the batch dimensions of the product (or the feature groups of the convolution), K
 over what is contracted and M over the other dimensions of W. The rows of a convolution are its
-patches.
+patches: X is unfolded, each input standing once per kernel position. The *dual* rows unfold the
+cotangent instead,
+
+    G[b] = the same numbers as x[b]ᵀ Δ[b],   x of shape (b, S, C), Δ of shape (b, S, kernel · M),
+
+with S input positions and C channels. What moves with θ is then never unfolded.
 """
 
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,16 +26,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxstab.operators.structure import Equation, Program, Site
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RowShape:
-    """Sizes of one site: b batches of T × K input rows and T × M cotangent rows."""
-
-    batches: int
-    positions: int
-    inputs: int
-    outputs: int
 
 
 def recognised(program: Program, equation: Equation, operand: int) -> bool:
@@ -48,7 +44,57 @@ def input_rows(site: Site, inputs: list[Any]) -> jax.Array:
     if site.equation.name == "dot_general":
         contract, batch, free, _ = _dot_axes(site, jnp.ndim(x))
         return _group(x, batch, free, contract)
-    return _patches(site.equation.params, x, inputs[1].shape)
+    groups = site.equation.params["feature_group_count"]
+    window = _window(site.equation.params, inputs[1].shape)
+    return _by_group(_unfold(_channels_last(site, x), window), groups)
+
+
+def plain_rows(site: Site, inputs: list[Any]) -> jax.Array:
+    """Returns x of a convolution, shape (b, S, C), from the operands of the site's equation."""
+    x = _channels_last(site, inputs[0])
+    x = x.reshape(-1, 1, x.shape[-1])
+    return _by_group(x, site.equation.params["feature_group_count"])
+
+
+def row_sizes(site: Site, avals: dict[int, Any]) -> tuple[int, int, int]:
+    """T, K and M of a convolution."""
+    numbers, groups = (
+        site.equation.params[k] for k in ("dimension_numbers", "feature_group_count")
+    )
+    weight = _operand(site, avals, 1).shape
+    out = avals[site.equation.outputs[0]].shape
+    outputs = weight[numbers.rhs_spec[0]]
+    return math.prod(out) // outputs, math.prod(weight) // outputs, outputs // groups
+
+
+def dual_rows(site: Site, avals: dict[int, Any], cotangent: jax.Array) -> jax.Array:
+    """Returns Δ of a convolution, shape (b, S, kernel · M)."""
+    params = site.equation.params
+    out_batch, out_feature, *out_space = params["dimension_numbers"].out_spec
+    d = jnp.transpose(cotangent, (out_batch, *out_space, out_feature))
+    x, weight = (_operand(site, avals, number).shape for number in (0, 1))
+    sizes = [x[axis] for axis in params["dimension_numbers"].lhs_spec[2:]]
+    window = _window(params, weight).transposed(sizes, d.shape[1:-1])
+    patches = _unfold(d, window)
+    return _by_group(patches[:, ::-1], params["feature_group_count"])
+
+
+def from_dual(matrix: jax.Array, shifts: int) -> jax.Array:
+    """Returns xᵀΔ, shape (..., C, kernel · M), as XᵀD, shape (..., K, M)."""
+    if shifts == 1:
+        return matrix
+    *lead, channels, columns = matrix.shape
+    split = matrix.reshape(*lead, channels, shifts, columns // shifts)
+    return jnp.swapaxes(split, -3, -2).reshape(*lead, shifts * channels, columns // shifts)
+
+
+def to_dual(matrix: jax.Array, shifts: int) -> jax.Array:
+    """The inverse of `from_dual`."""
+    if shifts == 1:
+        return matrix
+    *lead, rows, outputs = matrix.shape
+    split = matrix.reshape(*lead, shifts, rows // shifts, outputs)
+    return jnp.swapaxes(split, -3, -2).reshape(*lead, rows // shifts, shifts * outputs)
 
 
 def cotangent_rows(site: Site, cotangent: jax.Array, weight_ndim: int) -> jax.Array:
@@ -150,33 +196,66 @@ def _group(x: jax.Array, *groups: list[int]) -> jax.Array:
     return jnp.transpose(x, list(itertools.chain(*groups))).reshape(shape)
 
 
-def _patches(params: dict[str, Any], x: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
-    """Returns the patches of `x`, (groups, positions, kernel positions × channels / groups).
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Where a convolution reads: one entry an axis of space, `base` the dilation of the input."""
+
+    kernel: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    base: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def reach(self) -> list[int]:
+        """Distance between the first and the last input of one output."""
+        return [(k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True)]
+
+    def transposed(self, inputs: Sequence[int], outputs: Sequence[int]) -> "Window":
+        """The window by which inputs read outputs, kernel positions in reverse."""
+        padding = []
+        sizes = zip(inputs, outputs, self.base, self.strides, self.reach, strict=True)
+        for (low, _), (size, out, base, stride, reach) in zip(self.padding, sizes, strict=True):
+            first = reach - low
+            padding.append((first, (size - 1) * base + reach - first - (out - 1) * stride))
+        return Window(self.kernel, tuple(padding), self.strides, self.base, self.dilation)
+
+
+def _window(params: dict[str, Any], kernel_shape: Sequence[int]) -> Window:
+    kernel = tuple(kernel_shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:])
+    names = ("padding", "lhs_dilation", "window_strides", "rhs_dilation")
+    return Window(kernel, *(tuple(params[name]) for name in names))
+
+
+def _operand(site: Site, avals: dict[int, Any], number: int) -> Any:
+    return avals[site.equation.inputs[number]]  # type: ignore[index]
+
+
+def _channels_last(site: Site, x: jax.Array) -> jax.Array:
+    batch, feature, *space = site.equation.params["dimension_numbers"].lhs_spec
+    return jnp.transpose(x, (batch, *space, feature))
+
+
+def _by_group(patches: jax.Array, groups: int) -> jax.Array:
+    """(positions, kernel, channels) to (groups, positions, kernel · channels / groups)."""
+    positions, kernel, channels = patches.shape
+    patches = patches.reshape(positions, kernel, groups, channels // groups)
+    return jnp.moveaxis(patches, 2, 0).reshape(groups, positions, -1)
+
+
+def _unfold(x: jax.Array, window: Window) -> jax.Array:
+    """Returns the patches of `x` (batch, space, channels): (positions, kernel, channels).
 
     Shifted strided slices of the padded input: no convolution, so XLA may run it inside loops.
     """
-    numbers = params["dimension_numbers"]
-    batch, feature, *space = numbers.lhs_spec
-    x = jnp.transpose(x, (batch, *space, feature))
-    padding = [
-        (low, high, dilation - 1)
-        for (low, high), dilation in zip(params["padding"], params["lhs_dilation"], strict=True)
-    ]
+    padding = [(*pad, base - 1) for pad, base in zip(window.padding, window.base, strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
-    kernel = [kernel_shape[axis] for axis in numbers.rhs_spec[2:]]
-    strides, dilation = params["window_strides"], params["rhs_dilation"]
-    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    counts = [
-        (size - r - 1) // s + 1 for size, r, s in zip(x.shape[1:-1], reach, strides, strict=True)
-    ]
+    extents = zip(x.shape[1:-1], window.reach, window.strides, strict=True)
+    counts = [(size - reach - 1) // stride + 1 for size, reach, stride in extents]
     shifts = []
-    for offset in itertools.product(*(range(k) for k in kernel)):
-        start = [o * d for o, d in zip(offset, dilation, strict=True)]
-        stop = [b + (c - 1) * s + 1 for b, c, s in zip(start, counts, strides, strict=True)]
-        shifts.append(
-            lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *strides, 1))
-        )
-    groups = params["feature_group_count"]
-    patches = jnp.stack(shifts, axis=-2)  # (batch, positions..., kernel, channels)
-    patches = patches.reshape(-1, len(shifts), groups, patches.shape[-1] // groups)
-    return jnp.moveaxis(patches, 2, 0).reshape(groups, patches.shape[0], -1)
+    for offset in itertools.product(*map(range, window.kernel)):
+        start = [o * d for o, d in zip(offset, window.dilation, strict=True)]
+        stop = [b + (c - 1) * s + 1 for b, c, s in zip(start, counts, window.strides, strict=True)]
+        strides = (1, *window.strides, 1)
+        shifts.append(lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), strides))
+    return jnp.stack(shifts, axis=-2).reshape(-1, len(shifts), x.shape[-1])
