@@ -126,7 +126,7 @@ def run(settings: argparse.Namespace) -> list[Row]:
             harness.ratio(runs[last], runs[base]) / (last // base),
             at_most=None if tiny else 1.05,
             note=f"{runs[last].median:.2f} s / {last // base} × {1e3 * runs[base].median:.0f} ms, "
-            f"chunks of {CHUNK}, linearisation kept",
+            f"chunks of {CHUNK}, {PRODUCTS} products a run",
         ),
         Row(
             f"the same as single calls, in memory of one chunk: {label}",

@@ -165,8 +165,8 @@ def stacked_layers() -> Problem:
 
 
 def convolutions() -> Problem:
-    """Grouped, strided, dilated and transposed convolutions in both layouts."""
-    params = {"grouped": normal(0, 3, 3, 2, 6), "dilated": normal(1, 2, 2, 6, 2), "b": normal(2, 2)}
+    """Grouped, strided, dilated, transposed and cropped convolutions, in two layouts."""
+    params = {"grouped": normal(0, 3, 3, 2, 6), "dilated": normal(1, 2, 2, 3, 2), "b": normal(2, 2)}
 
     def loss(params: Any, example: Any) -> jax.Array:
         x, y = example
@@ -177,7 +177,7 @@ def convolutions() -> Problem:
         )  # fmt: skip
         h = jax.lax.conv_general_dilated(
             jnp.tanh(h).transpose(0, 3, 1, 2), params["dilated"].transpose(3, 2, 0, 1), (1, 2),
-            [(1, 0), (0, 2)], lhs_dilation=(2, 1), rhs_dilation=(1, 2),
+            [(1, -1), (0, 2)], lhs_dilation=(2, 1), rhs_dilation=(1, 2), feature_group_count=2,
         )  # fmt: skip
         return losses.squared(h.mean((0, 2, 3)) + params["b"], y)
 
