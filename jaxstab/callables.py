@@ -27,19 +27,19 @@ def register(cls: type[Class]) -> type[Class]:
     runs the function compiled for the other.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    static = [field.name for field in fields if field.metadata.get("static")]
+    code = [field.name for field in fields if field.metadata.get("static")]
     arrays = [field.name for field in fields if not field.metadata.get("static")]
     keys = [jax.tree_util.GetAttrKey(name) for name in arrays]
 
     def flatten(tree: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(tree, name) for name in arrays], tuple(getattr(tree, n) for n in static)
+        return [getattr(tree, name) for name in arrays], tuple(getattr(tree, name) for name in code)
 
     def flatten_with_keys(tree: Any) -> tuple[list[Any], tuple[Any, ...]]:
         leaves, meta = flatten(tree)
         return list(zip(keys, leaves, strict=True)), meta
 
     def unflatten(meta: tuple[Any, ...], leaves: Any) -> Any:
-        return cls(**dict(zip(arrays, leaves)), **dict(zip(static, meta)))
+        return cls(**dict(zip(arrays, leaves)), **dict(zip(code, meta)))
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls

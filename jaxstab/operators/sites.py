@@ -44,36 +44,33 @@ def input_rows(site: Site, inputs: list[Any]) -> jax.Array:
     if site.equation.name == "dot_general":
         contract, batch, free, _ = _dot_axes(site, jnp.ndim(x))
         return _group(x, batch, free, contract)
-    groups = site.equation.params["feature_group_count"]
-    window = _window(site.equation.params, inputs[1].shape)
-    return _by_group(_unfold(_channels_last(site, x), window), groups)
+    params = site.equation.params
+    x = _channels_last(x, params["dimension_numbers"].lhs_spec)
+    patches = _unfold(x, _window(params, inputs[1].shape))
+    return _by_group(patches, params["feature_group_count"])
 
 
 def plain_rows(site: Site, inputs: list[Any]) -> jax.Array:
     """Returns x of a convolution, shape (b, S, C), from the operands of the site's equation."""
-    x = _channels_last(site, inputs[0])
-    x = x.reshape(-1, 1, x.shape[-1])
-    return _by_group(x, site.equation.params["feature_group_count"])
+    return _by_position(site, inputs[0], site.equation.params["dimension_numbers"].lhs_spec)
 
 
 def row_sizes(site: Site, avals: dict[int, Any]) -> tuple[int, int, int]:
     """T, K and M of a convolution."""
-    numbers, groups = (
-        site.equation.params[k] for k in ("dimension_numbers", "feature_group_count")
-    )
+    params = site.equation.params
     weight = _operand(site, avals, 1).shape
-    out = avals[site.equation.outputs[0]].shape
-    outputs = weight[numbers.rhs_spec[0]]
-    return math.prod(out) // outputs, math.prod(weight) // outputs, outputs // groups
+    outputs = weight[params["dimension_numbers"].rhs_spec[0]]
+    positions = math.prod(avals[site.equation.outputs[0]].shape) // outputs
+    return positions, math.prod(weight) // outputs, outputs // params["feature_group_count"]
 
 
 def dual_rows(site: Site, avals: dict[int, Any], cotangent: jax.Array) -> jax.Array:
     """Returns Δ of a convolution, shape (b, S, kernel · M)."""
     params = site.equation.params
-    out_batch, out_feature, *out_space = params["dimension_numbers"].out_spec
-    d = jnp.transpose(cotangent, (out_batch, *out_space, out_feature))
+    numbers = params["dimension_numbers"]
+    d = _channels_last(cotangent, numbers.out_spec)
     x, weight = (_operand(site, avals, number).shape for number in (0, 1))
-    sizes = [x[axis] for axis in params["dimension_numbers"].lhs_spec[2:]]
+    sizes = [x[axis] for axis in numbers.lhs_spec[2:]]
     window = _window(params, weight).transposed(sizes, d.shape[1:-1])
     patches = _unfold(d, window)
     return _by_group(patches[:, ::-1], params["feature_group_count"])
@@ -109,12 +106,7 @@ def cotangent_rows(site: Site, cotangent: jax.Array, weight_ndim: int) -> jax.Ar
         if site.operand == 0:
             second, first = axes[nb : nb + weight_free], axes[nb + weight_free :]
         return _group(cotangent, axes[:nb], first, second)
-    numbers = site.equation.params["dimension_numbers"]
-    groups = site.equation.params["feature_group_count"]
-    out_batch, out_feature, *out_space = numbers.out_spec
-    d = jnp.transpose(cotangent, (out_batch, *out_space, out_feature))
-    d = d.reshape(-1, groups, d.shape[-1] // groups)
-    return jnp.moveaxis(d, 1, 0)
+    return _by_position(site, cotangent, site.equation.params["dimension_numbers"].out_spec)
 
 
 def from_matrix(site: Site, matrix: jax.Array, weight: Any) -> jax.Array:
@@ -231,9 +223,15 @@ def _operand(site: Site, avals: dict[int, Any], number: int) -> Any:
     return avals[site.equation.inputs[number]]  # type: ignore[index]
 
 
-def _channels_last(site: Site, x: jax.Array) -> jax.Array:
-    batch, feature, *space = site.equation.params["dimension_numbers"].lhs_spec
+def _channels_last(x: jax.Array, spec: Sequence[int]) -> jax.Array:
+    batch, feature, *space = spec
     return jnp.transpose(x, (batch, *space, feature))
+
+
+def _by_position(site: Site, x: jax.Array, spec: Sequence[int]) -> jax.Array:
+    """Input or output of a convolution, of layout `spec`, to (groups, positions, channels)."""
+    x = _channels_last(x, spec)
+    return _by_group(x.reshape(-1, 1, x.shape[-1]), site.equation.params["feature_group_count"])
 
 
 def _by_group(patches: jax.Array, groups: int) -> jax.Array:
