@@ -5,7 +5,6 @@ benchmark alone: `python -m benchmarks.bench_operators --size full`.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import harness
+from jaxstab import files
 
 HERE = Path(__file__).parent
 
@@ -40,7 +40,7 @@ def main() -> int:
         if done.returncode:
             failed.append(name)
             continue
-        report = json.loads((settings.out / f"{name}.json").read_text())
+        report = files.read_json(settings.out / f"{name}.json")
         rows += [
             harness.Row(**{k: v for k, v in row.items() if k != "met"}) for row in report["rows"]
         ]

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import datetime
 import functools
-import json
 import os
 import platform
 import statistics
@@ -31,6 +30,8 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
+
+from jaxstab import files
 
 SIZES = ("tiny", "small", "full")
 ROUNDS = 5
@@ -203,7 +204,7 @@ def write_report(path: Path, name: str, size: str, rows: list[Row], seconds: flo
         "rows": [dataclasses.asdict(row) | {"met": row.met} for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    files.write_json(path, content)
 
 
 def main(name: str, run: Callable[[argparse.Namespace], list[Row]]) -> None:

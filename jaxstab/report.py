@@ -8,12 +8,13 @@ import base64
 import csv
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from jaxstab import files
 
 REPORT = "report.html"
 _GOOD, _BAD = ("holds", "inside", "stable"), ("does not hold", "outside", "unstable")
@@ -42,9 +43,7 @@ def write(folder: Path | str) -> Path:
     folder = Path(folder)
     path = folder / REPORT
     page = build(folder)
-    temporary = path.with_name(REPORT + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    files.write_atomically(path, page)
     return path
 
 
@@ -64,7 +63,7 @@ def build(folder: Path | str) -> str:
 
 
 def _experiment(folder: Path) -> str:
-    run = json.loads((folder / "run.json").read_text())
+    run = files.read_json(folder / "run.json")
     claims = _read_json(folder / "claims.json", [])
     rows = _read_rows(folder / "results.csv")
     summary = folder / "summary.txt"
@@ -176,7 +175,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
+    return files.read_json(path) if path.exists() else default
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ A run is written to a temporary folder beside its place and renamed into it when
 folder under its own name is always whole, whenever the process was killed.
 """
 
-import json
 import logging
 import math
 import os
@@ -24,8 +23,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstab import files
+
 SWEEP_FILE = "sweep.json"
-_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class Store:
@@ -52,7 +52,7 @@ class Store:
                     "told which sweep it is: give another output folder, or remove it"
                 )
             self.runs.mkdir(parents=True, exist_ok=True)
-            _write_json(self.folder / SWEEP_FILE, description)
+            files.write_json(self.folder / SWEEP_FILE, description)
         else:
             different = differences(held, dict(description))
             if different:
@@ -74,7 +74,7 @@ class Store:
         save_params(temporary / "params", params)
         arrays: dict[str, Any] = {name: np.asarray(values) for name, values in history.items()}
         np.savez(temporary / "history.npz", **arrays)
-        _write_json(temporary / "record.json", record)
+        files.write_json(temporary / "record.json", record)
         try:
             temporary.rename(place)
         except OSError:
@@ -85,7 +85,7 @@ class Store:
     def record(self, identifier: str) -> dict[str, Any] | None:
         """Returns the record of a finished run, or None."""
         path = self.runs / identifier / "record.json"
-        return read_json(path) if path.exists() else None
+        return files.read_json(path) if path.exists() else None
 
     def _remove_remains(self) -> None:
         """Removes what killed processes of this machine left half written."""
@@ -98,7 +98,7 @@ class Store:
 def read_description(folder: Path | str) -> dict[str, Any] | None:
     """Returns what the sweep in a folder is, or None if it holds none."""
     path = Path(folder) / SWEEP_FILE
-    return read_json(path) if path.exists() else None
+    return files.read_json(path) if path.exists() else None
 
 
 def read_records(folder: Path | str) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def read_records(folder: Path | str) -> list[dict[str, Any]]:
     """
     if read_description(folder) is None:
         raise ValueError(f"{folder} holds no sweep: {SWEEP_FILE} is missing")
-    records = [read_json(path) for path in (Path(folder) / "runs").glob("[!.]*/record.json")]
+    records = [files.read_json(path) for path in (Path(folder) / "runs").glob("[!.]*/record.json")]
     names = ("batch_size", "learning_rate", "init_scale", "seed")
     return sorted(records, key=lambda record: tuple(record[name] for name in names))
 
@@ -152,8 +152,7 @@ def load_params(path: Path | str, like: Any = None) -> Any:
 
 def differences(held: Any, wanted: Any, name: str = "") -> list[str]:
     """Returns one line for each entry of two descriptions that differs."""
-    wanted = json.loads(json.dumps(_to_json(wanted)))
-    held = _to_json(held)
+    held, wanted = files.to_json(held), files.to_json(wanted)
     if isinstance(held, dict) and isinstance(wanted, dict):
         lines = []
         for key in [*held, *(key for key in wanted if key not in held)]:
@@ -164,41 +163,6 @@ def differences(held: Any, wanted: Any, name: str = "") -> list[str]:
     # the same sum in another order, on another device: far below what a change of sweep does
     same = math.isclose(held, wanted, rel_tol=1e-3) if numbers else held == wanted
     return [] if same else [f"{name} was {held!r}, now {wanted!r}"]
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON in which NaN and infinities stand as the strings nan, inf, -inf."""
-
-    def revive(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: revive(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [revive(item) for item in value]
-        return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-    return revive(json.loads(path.read_text()))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        json.dump(_to_json(value), file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _to_json(np.asarray(value).tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def _alive(pid: int) -> bool:

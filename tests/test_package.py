@@ -20,7 +20,7 @@ MODULES = sorted(
 # DESIGN: data → loss → operator → eigen → verdict; transforms → training → sweeps → experiments.
 # A module imports from its own layer and from lower ones; eigen and the operators do not meet.
 LAYERS = {
-    "callables": 0, "checks": 0, "convolutions": 0, "progress": 0,
+    "callables": 0, "checks": 0, "convolutions": 0, "files": 0, "progress": 0,
     "data": 1, "tfds": 1, "losses": 1, "models": 2, "testing": 2,
     "operators": 3, "eigen": 3,
     "measurement": 4,

@@ -17,8 +17,7 @@ The fields of the settings are what the command line lets a user override: see `
 
 import csv
 import dataclasses
-import json
-import math
+import io
 import os
 import platform
 import time
@@ -28,9 +27,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-import numpy as np
 from matplotlib.figure import Figure
 
+from jaxstab import files
 from jaxstab.checks import check_at_least, check_name
 
 KINDS = ("theorem", "observation")
@@ -130,11 +129,11 @@ class Context:
         """
         path = self.out / "steps" / f"{name}.json"
         if path.exists():
-            return json.loads(path.read_text())
-        value = as_plain(compute())
+            return files.read_json(path)
+        value = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(value))  # NaN and infinity survive this round trip
-        return json.loads(path.read_text())
+        files.write_json(path, value)
+        return files.read_json(path)
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ def execute(
       ValueError: if `out` holds a run of another experiment or with other settings.
     """
     out = Path(out)
-    plain_settings = as_plain(dataclasses.asdict(settings))
+    plain_settings = files.as_plain(dataclasses.asdict(settings))
     description = {
         "experiment": experiment.name,
         "source": experiment.source,
@@ -230,15 +229,15 @@ def execute(
         raise
     write_rows(out / "results.csv", outcome.rows)
     claims = [dataclasses.asdict(claim) for claim in outcome.claims]
-    write_json(out / "claims.json", claims)
-    write_atomically(out / "summary.txt", outcome.text.rstrip() + "\n")
+    files.write_json(out / "claims.json", claims)
+    files.write_atomically(out / "summary.txt", outcome.text.rstrip() + "\n")
     finished = {
         "status": "finished",
         "seconds": round(time.time() - started, 1),
         "figures": [path.name for path in outcome.figures],
         "environment": environment(),
     }
-    write_json(out / "run.json", description | finished)
+    files.write_json(out / "run.json", description | finished)
     return outcome
 
 
@@ -246,7 +245,7 @@ def _claim_folder(out: Path, description: dict[str, Any]) -> bool:
     """Marks `out` as belonging to this run, unless it holds another one; True if it is new."""
     marker = out / "run.json"
     if marker.exists():
-        held = json.loads(marker.read_text())
+        held = files.read_json(marker)
         theirs = {"experiment": held.get("experiment")} | held.get("settings", {})
         ours = {"experiment": description["experiment"]} | description["settings"]
         changed = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
@@ -258,7 +257,7 @@ def _claim_folder(out: Path, description: dict[str, Any]) -> bool:
             )
         return False
     out.mkdir(parents=True, exist_ok=True)
-    write_json(marker, description | {"status": "started"})
+    files.write_json(marker, description | {"status": "started"})
     return True
 
 
@@ -280,47 +279,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def as_plain(value: Any) -> Any:
-    """Arrays, tuples, paths and scalars as the types that JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(item) for item in value]
-    if isinstance(value, bool | int | float | str) or value is None:
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    return np.asarray(value).tolist()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes strict JSON; NaN and infinity, which JSON lacks, become the strings nan, inf, -inf."""
-    write_atomically(
-        path, json.dumps(_finite(as_plain(value)), indent=2, ensure_ascii=False) + "\n"
-    )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV; the columns are the union of the keys, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(as_plain(row) for row in rows)
-    temporary.replace(path)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(files.as_plain(row) for row in rows)
+    files.write_atomically(path, text.getvalue())

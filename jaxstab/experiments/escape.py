@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from jaxstab import data, plots, sweeps
+from jaxstab import data, files, plots, sweeps
 from jaxstab.experiments import departure, departure_summary, published
 from jaxstab.experiments.base import (
     Claim,
@@ -24,7 +24,6 @@ from jaxstab.experiments.base import (
     parse_batch_size,
     seed_range,
     setting,
-    write_json,
 )
 from jaxstab.experiments.departure import Start
 from jaxstab.experiments.grid import Problem, describe, load_problem
@@ -68,7 +67,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     starts = find_starts(settings, problems, context)
     trials = {start.name: by_kind[start.name.split()[0]] for start in starts}
     predictions = [p for start in starts for p in departure.predict(start, trials[start.name])]
-    write_json(context.out / "predictions.json", predictions)  # before any of the runs
+    files.write_json(context.out / "predictions.json", predictions)  # before any of the runs
     rows: list[dict[str, Any]] = []
     for index, start in enumerate(starts):
         context.progress(len(starts) + 2 * index, 3 * len(starts), f"runs from {start.name}")

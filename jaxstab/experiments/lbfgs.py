@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from jaxstab import lanes, plots, store, tracking, training
+from jaxstab import files, lanes, plots, store, tracking, training
 from jaxstab.eigen import lanczos
 from jaxstab.experiments import departure, departure_summary
 from jaxstab.experiments.base import (
@@ -26,7 +26,6 @@ from jaxstab.experiments.base import (
     parse_batch_size,
     seed_range,
     setting,
-    write_json,
 )
 from jaxstab.experiments.departure import Start
 from jaxstab.experiments.grid import Problem, describe, load_problem
@@ -115,7 +114,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     trial = departure.make_trial(settings, n)
     found, starts = find_minima(settings, problem, methods(settings, n), context)
     predictions = [p for start in starts for p in departure.predict(start, trial)]
-    write_json(context.out / "predictions.json", predictions)  # before any of the runs
+    files.write_json(context.out / "predictions.json", predictions)  # before any of the runs
     rows: list[dict[str, Any]] = []
     for index, start in enumerate(starts):
         context.progress(2 * len(starts) + index, 3 * len(starts), f"runs from {start.name}")
