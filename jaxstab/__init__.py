@@ -11,7 +11,7 @@ n. See the README for the command line, and `jaxstab.experiments` for the papers
 
 from importlib.metadata import version as _version
 
-from jaxstab import data, eigen, losses, models, operators, stability, transforms
+from jaxstab import data, eigen, landscape, losses, models, operators, stability, transforms
 from jaxstab.eigen import EigenResult
 from jaxstab.losses import ModelLoss
 from jaxstab.measurement import Measurement, measure, nonuniformity, sharpness
@@ -42,6 +42,7 @@ __all__ = [
     "hessian",
     "hessian_second_moment",
     "hessian_variance",
+    "landscape",
     "losses",
     "measure",
     "models",
