@@ -72,6 +72,8 @@ def _redraw_duplicates(key: jax.Array, n: int, batch_size: int) -> jax.Array:
 
     key, draw_key = jax.random.split(key)
     indices = jax.random.randint(draw_key, (batch_size,), 0, n)
+    if batch_size == 1:
+        return indices
     start = key, indices, repeats_earlier(indices)
     return jax.lax.while_loop(lambda carry: jnp.any(carry[2]), redraw, start)[1]
 

@@ -18,9 +18,9 @@ from jaxstab import checks, lanes, sweeps, training
 from jaxstab.callables import as_pytree
 from jaxstab.experiments.base import Context, batch_sizes_for, seed_range
 from jaxstab.measurement import Measurement, measure, sharpness
+from jaxstab.operators.statistics import directional_curvatures
 from jaxstab.stability import Verdict, verdict
 from jaxstab.stability.criteria import variance_factor
-from jaxstab.stability.exact import directional_curvatures
 
 # Closer than this to a bound, relative, the linear theory cannot be asked for more than a tie: GD
 # that trained to its edge oscillates about it by a few per cent (edge of stability).

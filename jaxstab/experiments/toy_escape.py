@@ -21,8 +21,9 @@ from jaxstab import plots
 from jaxstab.checks import check_at_least, check_positive
 from jaxstab.experiments.base import Claim, Context, Experiment, Outcome, judge, setting
 from jaxstab.measurement import Measurement, measure
+from jaxstab.sampling import batch_indices
 from jaxstab.stability import Verdict, verdict
-from jaxstab.stability.linearized import draw_batch, escape_steps
+from jaxstab.stability.linearized import escape_steps
 
 N = 2
 CURVATURE = jnp.array([0.1, 1.9])
@@ -67,7 +68,7 @@ def simulate(
     slope = jax.vmap(jax.grad(example_loss), (None, 0))
 
     def step(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch = draw_batch(key, n=N, batch_size=batch_size)
+        batch = batch_indices(key, N, batch_size)
         x = x - eta * jnp.mean(slope(x, curvature[batch]))
         return x, x
 

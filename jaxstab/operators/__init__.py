@@ -4,6 +4,7 @@ from jaxstab.operators.covariance import gradient_covariance
 from jaxstab.operators.gauss_newton import gauss_newton_difference
 from jaxstab.operators.hessian import hessian, per_example_hessian
 from jaxstab.operators.statistics import (
+    directional_curvatures,
     gradient_covariance_trace,
     hessian_frobenius,
     per_example_gradient_norms,
@@ -12,6 +13,7 @@ from jaxstab.operators.statistics import (
 from jaxstab.operators.variance import explain, hessian_second_moment, hessian_variance
 
 __all__ = [
+    "directional_curvatures",
     "explain",
     "gauss_newton_difference",
     "gradient_covariance",

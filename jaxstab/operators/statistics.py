@@ -1,11 +1,13 @@
 """Per-example numbers from the factors: ‖g_i‖, ‖H_i v‖, tr C_g and (1/n) Σ ‖H_i‖_F²."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, data_size
 from jaxstab.operators.chunks import chunk_shape
 from jaxstab.operators.factored import example_inner, example_sum, make_contexts
@@ -122,3 +124,45 @@ def hessian_frobenius(
     problem = _checked(loss, params, data, chunk_size)
     values = _frobenius(*problem, key, probes, chunk_size)
     return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(probes), probes)
+
+
+def directional_curvatures(
+    loss: Callable[[Any, Any], Any],
+    params: Any,
+    data: Any,
+    direction: Any,
+    *,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Returns vᵀH_i v for every example, by two nested JVPs of its loss.
+
+    Args:
+      loss: `loss(params, example) -> scalar`.
+      params: the point.
+      data: pytree of arrays with a leading axis n.
+      direction: v, shaped like `params`; not normalised here.
+      chunk_size: examples at once; all by default.
+
+    Returns:
+      Array (n,), in 1/step size for a unit v. Cost: about one Hessian-vector product.
+    """
+    n = data_size(data)
+    return _directional_curvatures(
+        as_pytree(loss), params, data, direction, chunk_size=min(chunk_size or n, n)
+    )
+
+
+def _second_derivative(loss: Any, params: Any, example: Any, v: Any) -> jax.Array:
+    def slope(params: Any) -> jax.Array:
+        return jax.jvp(lambda params: loss(params, example), (params,), (v,))[1]
+
+    return jax.jvp(slope, (params,), (v,))[1]
+
+
+@jax.jit(static_argnames="chunk_size")
+def _directional_curvatures(
+    loss: Any, params: Any, data: Any, v: Any, *, chunk_size: int
+) -> jax.Array:
+    return jax.lax.map(
+        lambda example: _second_derivative(loss, params, example, v), data, batch_size=chunk_size
+    )

@@ -1,4 +1,4 @@
-"""What sharpness, non-uniformity, H and Sigma say about an optimizer at a minimum."""
+"""What sharpness, non-uniformity, H and Σ say about an optimizer at a minimum."""
 
 from jaxstab.stability import boundary, diffusion, edges, exact, linearized
 from jaxstab.stability.criteria import (
@@ -12,9 +12,9 @@ from jaxstab.stability.criteria import (
 )
 from jaxstab.stability.growth import (
     LearningRateLimit,
-    max_learning_rate,
-    second_moment_growth,
-    second_moment_operator,
+    one_step_growth,
+    one_step_operator,
+    sufficient_learning_rate,
 )
 
 __all__ = [
@@ -29,9 +29,9 @@ __all__ = [
     "exact",
     "linearized",
     "margins",
-    "max_learning_rate",
-    "second_moment_growth",
-    "second_moment_operator",
+    "one_step_growth",
+    "one_step_operator",
+    "sufficient_learning_rate",
     "variance_factor",
     "verdict",
 ]

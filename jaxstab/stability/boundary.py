@@ -1,8 +1,8 @@
 """Where stability ends in the plane of a and s: in closed form, exactly, and by simulation.
 
-The problems are one-parameter families H_i = H + s E_i with sum E_i = 0 and
-lambda_max((1/n) sum E_i^2) = 1, so that s is their non-uniformity. Both the matrix of eq. 8 and
-the second-moment map Q then are a part without s plus eta^2 pi s^2 times a positive part: their
+The problems are one-parameter families H_i = H + s E_i with Σ E_i = 0 and
+λ_max((1/n) Σ E_i²) = 1, so that s is their non-uniformity. Both the matrix of eq. 8 and
+the moment map Q then are a part without s plus η² π s² times a positive part: their
 largest eigenvalues grow with s and cross 1 once. Source: Wu, Ma, E, NeurIPS 2018, Fig. 3.
 """
 
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.checks import check_at_least, check_positive
+from jaxstab.sampling import batch_indices
 from jaxstab.stability.criteria import box, variance_factor
-from jaxstab.stability.linearized import Quadratic, SecondMomentMap, draw_batch
+from jaxstab.stability.linearized import MomentMap, Quadratic
 
 
 def eq8_boundary(
@@ -24,12 +25,12 @@ def eq8_boundary(
 ) -> np.ndarray:
     """Returns the s at which eq. 8 becomes an equality in one dimension, for each a.
 
-    (1 - eta a)^2 + eta^2 pi s^2 = 1: an ellipse about a = 1/eta that touches the box of eq. 9 at
-    its top and ends in its lower corners, a = 0 and a = 2/eta. NaN beyond them; infinite at B = n.
+    (1 - η a)² + η² π s² = 1: an ellipse about a = 1/η that touches the box of eq. 9 at
+    its top and ends in its lower corners, a = 0 and a = 2/η. NaN beyond them; infinite at B = n.
 
     Args:
       sharpness: a, any shape.
-      learning_rate: eta.
+      learning_rate: η.
       batch_size: B.
       n: number of examples.
       replacement: whether batches are drawn with replacement.
@@ -46,14 +47,14 @@ def eq8_boundary(
 
 
 class SimulatedGrowth(NamedTuple):
-    """Growth of E |x|^2 per step, estimated from runs."""
+    """Mean-square growth λ_max(Q), the factor of E |x|² per step, estimated from runs."""
 
-    rate: jax.Array
+    value: jax.Array
     standard_error: jax.Array
-    """Of the rate, from the scatter of the runs in each step."""
+    """Of the value, from the scatter of the runs in each step."""
 
 
-def simulate_growth(
+def simulate_mean_square_growth(
     problem: Quadratic,
     *,
     learning_rate: Any,
@@ -64,17 +65,17 @@ def simulate_growth(
     burn_in: int = 10,
     replacement: bool = False,
 ) -> SimulatedGrowth:
-    """Estimates the growth rate of E |x|^2 by running linearised SGD many times side by side.
+    """Estimates the mean-square growth λ_max(Q) by running linearised SGD many times side by side.
 
-    The plain mean of |x|^2 over runs is useless: after t steps a few in e^t of them carry it. So
-    after each step the runs are drawn anew in proportion to their growth |x'|^2 / |x|^2 and set
-    back to unit length; the growth averaged over runs and steps estimates lambda_max(Q). In one
+    The plain mean of |x|² over runs is useless: after t steps a few in e^t of them carry it. So
+    after each step the runs are drawn anew in proportion to their growth |x'|² / |x|² and set
+    back to unit length; the growth averaged over runs and steps estimates λ_max(Q). In one
     dimension the directions do not matter and the estimate is unbiased; in more its bias is O(1 /
     runs).
 
     Args:
       problem: quadratic losses without gradient noise (`gradients` are ignored).
-      learning_rate: eta.
+      learning_rate: η.
       batch_size: B.
       key: random key.
       runs: number of runs side by side.
@@ -91,13 +92,15 @@ def simulate_growth(
     check_at_least("steps", steps, 2)
     check_at_least("burn_in", burn_in, 0)
     options = {"batch_size": batch_size, "runs": runs, "steps": steps, "burn_in": burn_in}
-    return _simulate_growth(problem, learning_rate, key, replacement=replacement, **options)
+    return _simulate_mean_square_growth(
+        problem, learning_rate, key, replacement=replacement, **options
+    )
 
 
 @functools.partial(
     jax.jit, static_argnames=("batch_size", "runs", "steps", "burn_in", "replacement")
 )
-def _simulate_growth(
+def _simulate_mean_square_growth(
     problem: Quadratic,
     eta: Any,
     key: jax.Array,
@@ -117,7 +120,7 @@ def _simulate_growth(
 def _draw_batches(key: jax.Array, n: int, shape: tuple[int, int], **sizes: Any) -> jax.Array:
     """Batches for all steps of all runs, (steps, runs, B)."""
     keys = jax.random.split(key, shape[0] * shape[1])
-    batches = jax.vmap(lambda key: draw_batch(key, n=n, **sizes))(keys)
+    batches = jax.vmap(lambda key: batch_indices(key, n, **sizes))(keys)
     return batches.reshape(*shape, -1)
 
 
@@ -146,9 +149,9 @@ def _walk(
     x = jax.random.normal(start, (runs, problem.hessians.shape[1]), problem.hessians.dtype)
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
     draws = batches, jax.random.uniform(choosing, (total,))
-    rates, variances = jax.lax.scan(step, x, draws)[1]
+    values, variances = jax.lax.scan(step, x, draws)[1]
     error = jnp.sqrt(jnp.mean(variances[burn_in:]) / (total - burn_in))
-    return SimulatedGrowth(jnp.mean(rates[burn_in:]), error)
+    return SimulatedGrowth(jnp.mean(values[burn_in:]), error)
 
 
 class Boundary(NamedTuple):
@@ -157,9 +160,9 @@ class Boundary(NamedTuple):
     eq9: jax.Array
     """Top of the box of eq. 9."""
     eq8: jax.Array
-    """lambda_max{(I - eta H)^2 + eta^2 pi s^2 (1/n) sum E_i^2} = 1."""
+    """λ_max{(I - η H)² + η² π s² (1/n) Σ E_i²} = 1."""
     exact: jax.Array
-    """lambda_max(Q) = 1: the mean-square stability of linearised SGD itself."""
+    """λ_max(Q) = 1: the mean-square stability of linearised SGD itself."""
     simulated: jax.Array
     """Where the simulated growth crosses 1."""
     simulated_error: jax.Array
@@ -183,15 +186,15 @@ def find_boundary(
     only, so its boundary lies below the exact one, and the box of eq. 9 may lie on either side.
 
     Args:
-      problem: gives H and E_i = (H_i - H) / s; small, as p^2 x p^2 matrices are formed; H needs
-        0 < a < 2/eta for the boundaries to be positive.
-      learning_rate: eta.
+      problem: gives H and E_i = (H_i - H) / s; small, as p² x p² matrices are formed; H needs
+        0 < a < 2/η for the boundaries to be positive.
+      learning_rate: η.
       batch_size: B < n.
       key: random key of the simulation.
       runs: runs side by side.
       steps: steps that are averaged.
       burn_in: steps before that. In several dimensions the directions settle at the gap between the
-        largest eigenvalues of Q, slowly where a is far below 1/eta: 100 or more.
+        largest eigenvalues of Q, slowly where a is far below 1/η: 100 or more.
       replacement: whether batches are drawn with replacement.
 
     Raises:
@@ -246,7 +249,7 @@ def _find_boundary(
         return jnp.linalg.eigvalsh(matrix)[-1]
 
     def exact(s: jax.Array) -> jax.Array:
-        matrix = jax.vmap(SecondMomentMap(at(s), eta, pi))(units).reshape(p * p, p * p)
+        matrix = jax.vmap(MomentMap(at(s), eta, pi))(units).reshape(p * p, p * p)
         return jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[-1]
 
     # The same batches at every s: the simulated growth is then as good as monotone in s.
@@ -257,22 +260,22 @@ def _find_boundary(
     def simulated(s: jax.Array) -> SimulatedGrowth:
         return _walk(at(s), eta, walking, batches, burn_in)
 
-    found = _crossing(lambda s: simulated(s).rate, top, 14)  # to 2e-4 of the top
-    # d rate / d s by the exact map at the crossing.
+    found = _crossing(lambda s: simulated(s).value, top, 14)  # to 2e-4 of the top
+    # d growth / d s by the exact map at the crossing.
     slope = (exact(found * 1.01) - exact(found * 0.99)) / (0.02 * found)
     error = simulated(found).standard_error / slope
     return Boundary(top, _crossing(eq8, top), _crossing(exact, top), found, error)
 
 
 def _crossing(
-    rate: Callable[[jax.Array], jax.Array], scale: jax.Array, halvings: int = 45
+    growth: Callable[[jax.Array], jax.Array], scale: jax.Array, halvings: int = 45
 ) -> jax.Array:
-    """Returns the s in (0, 3 scale) at which an increasing rate crosses 1, by bisection."""
+    """Returns the s in (0, 3 scale) at which an increasing growth crosses 1, by bisection."""
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = (low + high) / 2
-        above = rate(middle) > 1
+        above = growth(middle) > 1
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
     low, high = jax.lax.fori_loop(0, halvings, halve, (0.0 * scale, 3 * scale))

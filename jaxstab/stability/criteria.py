@@ -23,14 +23,14 @@ LOSS_KINDS = ("squared", "cross_entropy", "kl")
 
 
 def variance_factor(n: int, batch_size: int, replacement: bool = False) -> float:
-    """Returns pi(B), the variance of a batch mean in units of the variance of one example.
+    """Returns π(B), the variance of a batch mean in units of the variance of one example.
 
-    Without replacement pi(B) = (n - B) / (B (n - 1)), which is 0 at B = n (gradient descent);
-    with replacement pi(B) = 1 / B. See eq. 8 of the paper.
+    Without replacement π(B) = (n - B) / (B (n - 1)), which is 0 at B = n (gradient descent);
+    with replacement π(B) = 1 / B. See eq. 8 of the paper.
 
     Args:
       n: number of examples.
-      batch_size: B, in 1..n (any B >= 1 with replacement).
+      batch_size: B, in 1..n (any B ≥ 1 with replacement).
       replacement: whether a batch may hold an example more than once.
 
     Raises:
@@ -53,21 +53,21 @@ class Box(NamedTuple):
     """Upper bounds of eq. 9, in units of 1/step size."""
 
     sharpness: float
-    """2 / eta, the bound on a = lambda_max(H)."""
+    """2 / η, the bound on a = λ_max(H)."""
     nonuniformity: float
-    """1 / (eta sqrt(pi(B))), the bound on s = sqrt(lambda_max(Sigma)); infinite at B = n."""
+    """1 / (η sqrt(π(B))), the bound on s = sqrt(λ_max(Σ)); infinite at B = n."""
 
 
 def box(learning_rate: float, batch_size: int, n: int, replacement: bool = False) -> Box:
-    """Returns the box of eq. 9: 0 <= a <= 2/eta and 0 <= s <= (1/eta) sqrt(B (n-1) / (n-B)).
+    """Returns the box of eq. 9: 0 ≤ a ≤ 2/η and 0 ≤ s ≤ (1/η) sqrt(B (n-1) / (n-B)).
 
     A minimum outside the box violates eq. 8. A minimum inside may still violate it.
 
     Args:
-      learning_rate: eta.
+      learning_rate: η.
       batch_size: B.
       n: number of examples.
-      replacement: whether batches are drawn with replacement (then s <= sqrt(B)/eta).
+      replacement: whether batches are drawn with replacement (then s ≤ sqrt(B)/η).
 
     Raises:
       ValueError: if the learning rate is not positive or the batch size is not in 1..n.
@@ -85,7 +85,7 @@ class Margins(NamedTuple):
     """How far inside eq. 9, relative to the bound: positive inside, negative outside."""
 
     sharpness: np.ndarray
-    """1 - a / (2/eta)."""
+    """1 - a / (2/η)."""
     nonuniformity: np.ndarray
     """1 - s / (its bound); 1 where there is no bound (B = n)."""
 
@@ -109,7 +109,7 @@ def margins(
     Args:
       sharpness: a, any shape.
       nonuniformity: s, broadcast against a.
-      learning_rate: eta, broadcast likewise.
+      learning_rate: η, broadcast likewise.
       batch_size: B, broadcast likewise.
       n: number of examples.
       replacement: whether batches are drawn with replacement.
@@ -146,7 +146,7 @@ class Verdict:
     nonuniformity: float
     """s, 1/step size."""
     sharpness_margin: float
-    """1 - a / (2/eta): positive inside."""
+    """1 - a / (2/η): positive inside."""
     nonuniformity_margin: float
     """1 - s / (its bound): positive inside, 1 at B = n."""
     box: Box
@@ -204,7 +204,7 @@ def _compare(name: str, symbol: str, result: "EigenResult", bound: float, formul
 
 
 def _sharpness_finding(result: "EigenResult", bound: float) -> _Finding:
-    """Compares a with 0 and with 2/eta; outside is a theorem, as E x grows without limit."""
+    """Compares a with 0 and with 2/η; outside is a theorem, as E x grows without limit."""
     found = _compare("sharpness", "a", result, bound, "2/eta")
     if found.side == "outside":
         return found._replace(basis="theorem", text=found.text + ": the mean iterate diverges")
@@ -228,7 +228,7 @@ def _nonuniformity_finding(result: "EigenResult", bound: float) -> _Finding:
 def _one_parameter_finding(
     sharpness: "EigenResult", nonuniformity: "EigenResult", eta: float, pi: float
 ) -> _Finding:
-    """Eq. 8 for p = 1, where it is sufficient and necessary: (1 - eta a)^2 + eta^2 pi s^2 <= 1."""
+    """Eq. 8 for p = 1, where it is sufficient and necessary: (1 - η a)² + η² π s² ≤ 1."""
     a = (float(sharpness.interval.lower), float(sharpness.interval.upper))
     s = (float(nonuniformity.interval.lower), float(nonuniformity.interval.upper))
     squares = [(1 - eta * x) ** 2 for x in a]
@@ -274,7 +274,7 @@ def _combine(box_findings: list[_Finding], exact: list[_Finding]) -> tuple[str, 
     """Returns status and basis: what is exact decides where it can, then the box of eq. 9.
 
     A theorem outranks a criterion; a proof of stability by eq. 8 or by the exact threshold
-    implies a <= 2/eta, so two theorems cannot contradict each other.
+    implies a ≤ 2/η, so two theorems cannot contradict each other.
     """
     everything = box_findings + exact
     for side, status in (("outside", "unstable"), ("inside", "stable")):
@@ -289,7 +289,7 @@ def _combine(box_findings: list[_Finding], exact: list[_Finding]) -> tuple[str, 
 
 
 def _loss_left(sharpness: float, gradient_norm: float) -> float:
-    """Returns |g|^2 / (2a): what the quadratic model says one step of size 1/a still gains."""
+    """Returns |g|² / (2a): what the quadratic model says one step of size 1/a still gains."""
     if gradient_norm == 0:
         return 0.0
     return gradient_norm**2 / (2 * sharpness) if sharpness > 0 else math.inf
@@ -311,7 +311,7 @@ def verdict(
 
     The statements, from strong to weak, about SGD linearised at the minimum:
 
-    - a > 2/eta: unstable, a theorem; the mean iterate diverges, whatever the batch size.
+    - a > 2/η: unstable, a theorem; the mean iterate diverges, whatever the batch size.
     - eq. 8 by its eigenvalue (`growth`) at most 1: stable in mean square, a theorem.
     - learning rate on one side of the exact mean-square `threshold`: a theorem for PSD H_i.
     - one parameter: eq. 8 is sufficient and necessary, so the verdict is exact.
@@ -325,14 +325,14 @@ def verdict(
 
     Args:
       measurement: from `jaxstab.measure`.
-      learning_rate: eta.
+      learning_rate: η.
       batch_size: B.
       replacement: whether batches are drawn with replacement.
       loss_kind: "squared", "cross_entropy" or "kl".
-      growth: largest eigenvalue of eq. 8 from `second_moment_growth` at this eta and B.
+      growth: largest eigenvalue of eq. 8 from `one_step_growth` at this η and B.
       threshold: lower and upper bounds of the exact threshold from `exact`.
       growth_slack: how far above 1 `growth` may be before it casts doubt on a point in the box.
-      loss_left_tol: the point counts as a minimum if |g|^2/(2a), the loss that one gradient step
+      loss_left_tol: the point counts as a minimum if |g|²/(2a), the loss that one gradient step
         still gains in the quadratic model, is at most this (units of the loss).
 
     Raises:

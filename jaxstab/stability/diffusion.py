@@ -1,7 +1,7 @@
 """The stationary covariance of SGD around a minimum: exact for a quadratic, and to first order.
 
 Sources: Mulayoff & Michaeli, arXiv 2306.07850, Thm 12 (exact); Wang & Wu, JMLR 21, 2020,
-eq. 4.38-4.47 (first order in eta); Jastrzebski et al., arXiv 1711.04623, eq. 9 (its special case
+eq. 4.38-4.47 (first order in η); Jastrzebski et al., arXiv 1711.04623, eq. 9 (its special case
 of gradient noise equal to the Hessian). Dense matrices, for small problems.
 """
 
@@ -12,18 +12,18 @@ import jax.numpy as jnp
 
 from jaxstab.checks import check_positive
 from jaxstab.stability.criteria import variance_factor
-from jaxstab.stability.linearized import Quadratic, SecondMomentMap
+from jaxstab.stability.linearized import MomentMap, Quadratic
 
 
 class Stationary(NamedTuple):
     """Where SGD settles, around the minimum of a quadratic."""
 
     covariance: jax.Array
-    """S = E x x^T, (p, p)."""
+    """S = E x xᵀ, (p, p)."""
     excess_loss: jax.Array
     """E L - L* = tr(H S) / 2."""
     gradient_square: jax.Array
-    """E |grad L|^2 = tr(H^2 S)."""
+    """E |grad L|² = tr(H² S)."""
 
 
 def _stationary(hessian: jax.Array, covariance: jax.Array) -> Stationary:
@@ -36,13 +36,14 @@ def stationary_covariance(
 ) -> Stationary:
     """Returns the exact stationary covariance below the mean-square threshold (Thm 12).
 
-    S = Q[S] + eta^2 pi C_g, that is vec S = eta pi (2C - eta D)^+ vec C_g, with
-    C_g = (1/n) sum g_i g_i^T. The p^2 equations are solved densely: O(p^6), for p up to about 60.
+    S = Q[S] + η² π C_g, that is vec S = η π (2C - η D)⁺ vec C_g, with
+    C_g = (1/n) Σ g_i g_iᵀ. The p² equations are solved densely: O(p⁶), for p up to about 60.
     Directions in which nothing moves and no noise acts keep covariance 0.
 
     Args:
       problem: the losses.
-      learning_rate: eta, in the stable range: `linearized.growth_rate` below 1 off the null space.
+      learning_rate: η, in the stable range: `linearized.mean_square_growth` below 1
+        off the null space.
       batch_size: B.
       replacement: whether batches are drawn with replacement.
 
@@ -60,9 +61,9 @@ def stationary_covariance(
 @jax.jit
 def _solve_stationary(problem: Quadratic, eta: Any, pi: Any) -> Stationary:
     p = problem.hessians.shape[1]
-    step = SecondMomentMap(problem, eta, pi)
+    step = MomentMap(problem, eta, pi)
     units = jnp.eye(p * p, dtype=problem.hessians.dtype).reshape(p * p, p, p)
-    # The map S -> (S - Q[S]) / eta = 2 C[S] - eta D[S], symmetric in the Frobenius product.
+    # The map S ↦ (S - Q[S]) / η = 2 C[S] - η D[S], symmetric in the Frobenius product.
     matrix = (units - jax.vmap(step)(units)).reshape(p * p, p * p) / eta
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     noise = eta * pi * (problem.gradients.T @ problem.gradients / problem.n).reshape(-1)
@@ -78,7 +79,7 @@ def _solve_stationary(problem: Quadratic, eta: Any, pi: Any) -> Stationary:
 
 
 def lyapunov(hessian: Any, noise: Any) -> jax.Array:
-    """Returns Gamma with Gamma H + H Gamma = C (Wang & Wu, eq. 4.38), in the range of H.
+    """Returns Γ with Γ H + H Γ = C (Wang & Wu, eq. 4.38), in the range of H.
 
     Args:
       hessian: H, (p, p), positive semi-definite.
@@ -101,18 +102,20 @@ def _lyapunov(hessian: jax.Array, noise: jax.Array) -> jax.Array:
 
 
 def small_rate_covariance(
-    hessian: Any, noise: Any, *, learning_rate: Any, factor: Any
+    hessian: Any, noise: Any, *, learning_rate: Any, variance_factor: Any
 ) -> Stationary:
-    """Returns the stationary law to first order in eta: covariance eta pi(B) Gamma.
+    """Returns the stationary law to first order in η: covariance η π(B) Γ.
 
-    Its excess loss is (eta pi / 4) tr C_g (eq. 4.46, with pi(B) for 1/B), its mean square gradient
-    (eta pi / 2) tr(C_g H) (eq. 4.47). With C_g = H it is the three-factor result (eta/4B) tr H.
+    Its excess loss is (η π / 4) tr C_g (eq. 4.46, with π(B) for 1/B), its mean square gradient
+    (η π / 2) tr(C_g H) (eq. 4.47). With C_g = H it is the three-factor result (η/4B) tr H.
 
     Args:
       hessian: H, (p, p).
       noise: C_g, (p, p), the covariance of the gradient of one example.
-      learning_rate: eta.
-      factor: pi(B), from `variance_factor`; 1/B with replacement.
+      learning_rate: η.
+      variance_factor: π(B), from `criteria.variance_factor`; 1/B with replacement.
     """
     check_positive("learning_rate", learning_rate)
-    return _stationary(jnp.asarray(hessian), learning_rate * factor * lyapunov(hessian, noise))
+    return _stationary(
+        jnp.asarray(hessian), learning_rate * variance_factor * lyapunov(hessian, noise)
+    )

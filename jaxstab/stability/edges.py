@@ -1,6 +1,6 @@
-"""The largest curvature at which each optimizer is stable on a quadratic: 2/eta and its kin.
+"""The largest curvature at which each optimizer is stable on a quadratic: 2/η and its kin.
 
-Each function returns the edge of sharpness in 1/step size: on f = a x^2 / 2 the optimizer's linear
+Each function returns the edge of sharpness in 1/step size: on f = a x² / 2 the optimizer's linear
 recursion contracts for 0 < a below the edge and diverges above it. All are arithmetic only, so a
 learning rate or gradient norm may be a float, an array or a traced value.
 """
@@ -19,7 +19,7 @@ MOMENTUM_KINDS = ("heavy_ball", "nesterov", "ema")
 
 
 def gradient_descent(learning_rate: Any) -> Any:
-    """Returns 2/eta, the edge of x <- x - eta g (and of RMSProp's preconditioned sharpness).
+    """Returns 2/η, the edge of x ← x - η g (and of RMSProp's preconditioned sharpness).
 
     Example:
       >>> gradient_descent(0.5)
@@ -31,12 +31,12 @@ def gradient_descent(learning_rate: Any) -> Any:
 def momentum(learning_rate: Any, momentum: Any, kind: str = "heavy_ball") -> Any:
     """Returns the edge of gradient descent with momentum b (Cohen et al. 2021, section 2).
 
-    - "heavy_ball", v <- b v + g, x <- x - eta v: (2 + 2b) / eta (Polyak);
-    - "nesterov", the same with the gradient taken ahead: (2 + 2b) / ((1 + 2b) eta);
-    - "ema", v <- b v + (1-b) g, x <- x - eta v: (2 + 2b) / ((1 - b) eta).
+    - "heavy_ball", v ← b v + g, x ← x - η v: (2 + 2b) / η (Polyak);
+    - "nesterov", the same with the gradient taken ahead: (2 + 2b) / ((1 + 2b) η);
+    - "ema", v ← b v + (1-b) g, x ← x - η v: (2 + 2b) / ((1 - b) η).
 
     Args:
-      learning_rate: eta.
+      learning_rate: η.
       momentum: b, in [0, 1).
       kind: which of the three.
 
@@ -55,9 +55,9 @@ def momentum(learning_rate: Any, momentum: Any, kind: str = "heavy_ball") -> Any
 
 
 def adam(learning_rate: Any, b1: Any = 0.9) -> Any:
-    """Returns 2 (1 + b1) / ((1 - b1) eta), the edge of lambda_max(P^-1 H) for Adam.
+    """Returns 2 (1 + b1) / ((1 - b1) η), the edge of λ_max(P⁻¹ H) for Adam.
 
-    P = diag(sqrt(nu_hat)) + eps is the preconditioner of the moment (Cohen et al. 2022, arXiv
+    P = diag(sqrt(ν̂)) + eps is the preconditioner of the moment (Cohen et al. 2022, arXiv
     2207.14484); with P held fixed Adam is momentum in its EMA form. See `preconditioned`.
 
     Example:
@@ -71,18 +71,18 @@ rmsprop = gradient_descent
 
 
 def sam(learning_rate: Any, rho: Any, gradient_norm: Any) -> Any:
-    """Returns the edge of SAM, where eta a (1 + rho a / |g|) = 2.
+    """Returns the edge of SAM, where η a (1 + ρ a / |g|) = 2.
 
-    Long & Bartlett 2024 (arXiv 2309.12488), Prop. 2: (|g|/2rho)(sqrt(1 + 8 rho/(eta |g|)) - 1),
-    written here without the cancellation at small rho; 2/eta as rho -> 0, and 0 at |g| = 0.
+    Long & Bartlett 2024 (arXiv 2309.12488), Prop. 2: (|g|/2ρ)(sqrt(1 + 8 ρ/(η |g|)) - 1),
+    written here without the cancellation at small ρ; 2/η as ρ → 0, and 0 at |g| = 0.
 
     Args:
-      learning_rate: eta.
-      rho: radius of the ascent step, rho g/|g|.
+      learning_rate: η.
+      rho: ρ, radius of the ascent step, ρ g/|g|.
       gradient_norm: |g| of the full gradient at the point.
 
     Raises:
-      ValueError: if eta is not positive or rho negative.
+      ValueError: if η is not positive or ρ negative.
 
     Example:
       >>> round(sam(0.5, 0.25, 1.0), 6)
@@ -98,7 +98,7 @@ def sam(learning_rate: Any, rho: Any, gradient_norm: Any) -> Any:
 
 
 def unnormalized_sam(learning_rate: Any, rho: Any) -> Any:
-    """Returns the edge of SAM with ascent step rho g, where eta a (1 + rho a) = 2.
+    """Returns the edge of SAM with ascent step ρ g, where η a (1 + ρ a) = 2.
 
     Example:
       >>> round(unnormalized_sam(0.5, 0.25), 6)
@@ -116,7 +116,7 @@ def _check_momentum(name: str, value: Any) -> None:
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preconditioned:
-    """v -> D^(-1/2) H D^(-1/2) v: symmetric, with the eigenvalues of D^-1 H. Cost: one product."""
+    """v ↦ D^(-1/2) H D^(-1/2) v: symmetric, with the eigenvalues of D⁻¹ H. Cost: one product."""
 
     hessian: Callable[[Any], Any]
     scale: Any
@@ -131,12 +131,12 @@ class Preconditioned:
 def preconditioned(hessian: Callable[[Any], Any], diagonal: Any) -> Preconditioned:
     """Returns the operator whose largest eigenvalue an adaptive method keeps below its edge.
 
-    For x <- x - eta D^-1 g the condition is lambda_max(D^-1 H) <= 2/eta (Wu, Ma, E 2018,
-    section 5). D^-1 H is not symmetric; D^(-1/2) H D^(-1/2) is, and has the same eigenvalues.
+    For x ← x - η D⁻¹ g the condition is λ_max(D⁻¹ H) ≤ 2/η (Wu, Ma, E 2018,
+    section 5). D⁻¹ H is not symmetric; D^(-1/2) H D^(-1/2) is, and has the same eigenvalues.
 
     Args:
-      hessian: v -> H v.
-      diagonal: D > 0, a pytree shaped like the parameters: sqrt(nu_hat) + eps for Adam and RMSProp.
+      hessian: v ↦ H v.
+      diagonal: D > 0, a pytree shaped like the parameters: sqrt(ν̂) + eps for Adam and RMSProp.
 
     Raises:
       ValueError: if an entry of D is not positive.

@@ -1,14 +1,14 @@
 """The exact mean-square threshold of SGD at an interpolating minimum, and cheap bounds of it.
 
 Source: Mulayoff & Michaeli, COLT 2024, arXiv 2306.07850 ("the paper" below). With positive
-semi-definite H_i, pi = pi(B), and symmetric matrices S,
+semi-definite H_i, π = π(B), and symmetric matrices S,
 
-    C[S] = (H S + S H) / 2,      D[S] = (1 - pi) H S H + pi (1/n) sum_i H_i S H_i,
+    C[S] = (H S + S H) / 2,      D[S] = (1 - π) H S H + π (1/n) Σ_i H_i S H_i,
 
-the second moment S = E x x^T of linearised SGD follows Q[S] = S - 2 eta C[S] + eta^2 D[S], and is
-stable if and only if eta <= 2 / lambda_max(C^+ D) (Thm 5). For H_i = F_i^T F_i with F_i of k rows
-everything happens in the span of the n k rows, of dimension r <= n k: one product with D costs
-O(r^3 + n r^2 k). This is a tool for small problems; it runs in float64 whatever the JAX setting.
+the second moment S = E x xᵀ of linearised SGD follows Q[S] = S - 2 η C[S] + η² D[S], and is
+stable if and only if η ≤ 2 / λ_max(C⁺ D) (Thm 5). For H_i = F_iᵀ F_i with F_i of k rows
+everything happens in the span of the n k rows, of dimension r ≤ n k: one product with D costs
+O(r³ + n r² k). This is a tool for small problems; it runs in float64 whatever the JAX setting.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from jaxstab.stability.criteria import variance_factor
 
 
 class Reduced(NamedTuple):
-    """Hessians H_i = U F_i^T F_i U^T in the r dimensions that they span, where H is diagonal."""
+    """Hessians H_i = U F_iᵀ F_i Uᵀ in the r dimensions that they span, where H is diagonal."""
 
     factors: np.ndarray
     """F_i, (n, k, r), float64."""
@@ -47,7 +47,7 @@ class Reduced(NamedTuple):
 
 
 def reduce(factors: Any, *, rtol: float = 1e-12) -> Reduced:
-    """Returns the problem with H_i = F_i^T F_i in the span of the rows of all F_i.
+    """Returns the problem with H_i = F_iᵀ F_i in the span of the rows of all F_i.
 
     Args:
       factors: F_i, (n, k, p); for the mean squared error of k outputs, sqrt(2/k) J_i.
@@ -96,9 +96,9 @@ def reduce_hessians(hessians: Any, *, rtol: float = 1e-12) -> Reduced:
 
 
 def squared_loss_factors(predict: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Any:
-    """Returns F_i = sqrt(2/k) J_i, so that F_i^T F_i is the Gauss-Newton Hessian of example i.
+    """Returns F_i = sqrt(2/k) J_i, so that F_iᵀ F_i is the Gauss-Newton Hessian of example i.
 
-    For the loss (1/k) |f(x_i) - y_i|^2 it equals H_i where the residual vanishes.
+    For the loss (1/k) |f(x_i) - y_i|² it equals H_i where the residual vanishes.
 
     Args:
       predict: `predict(params, x) -> outputs` of shape (k,), for one input.
@@ -124,12 +124,12 @@ def _jacobians(predict: Callable[[Any, Any], Any], params: Any, inputs: Any) -> 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
-class _CurvatureOfMoments:
-    """X -> C^(-1/2) D C^(-1/2) X on r x r matrices: symmetric, with the eigenvalues of C^-1 D."""
+class _ReducedMoments:
+    """X ↦ C^(-1/2) D C^(-1/2) X on r x r matrices: symmetric, with the eigenvalues of C⁻¹ D."""
 
     factors: jax.Array
     curvatures: jax.Array
-    factor: jax.Array
+    variance_factor: jax.Array
 
     def __call__(self, x: jax.Array) -> jax.Array:
         root = jnp.sqrt((self.curvatures[:, None] + self.curvatures) / 2)
@@ -140,15 +140,15 @@ class _CurvatureOfMoments:
         mean = self.curvatures[:, None] * s * self.curvatures
         inner = jnp.einsum("nkr,rs,nls->nkl", self.factors, s, self.factors, optimize="optimal")
         each = jnp.einsum("nkr,nkl,nls->rs", self.factors, inner, self.factors, optimize="optimal")
-        return (1 - self.factor) * mean + self.factor * each / len(self.factors)
+        return (1 - self.variance_factor) * mean + self.variance_factor * each / len(self.factors)
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
-class _MomentMap:
-    """Q[S] = S - 2 eta C[S] + eta^2 D[S]."""
+class _ReducedMomentMap:
+    """Q[S] = S - 2 η C[S] + η² D[S]."""
 
-    parts: _CurvatureOfMoments
+    parts: _ReducedMoments
     learning_rate: Any
 
     def __call__(self, s: jax.Array) -> jax.Array:
@@ -157,13 +157,15 @@ class _MomentMap:
 
 
 def _top(reduced: Reduced, pi: float, learning_rate: float | None, **options: Any) -> EigenResult:
-    """Returns the largest eigenvalue of C^-1 D, or of Q at a learning rate, in float64."""
+    """Returns the largest eigenvalue of C⁻¹ D, or of Q at a learning rate, in float64."""
     key, tol, max_matvecs = options["key"], options["tol"], options["max_matvecs"]
     with jax.enable_x64(True):
-        parts = _CurvatureOfMoments(
+        parts = _ReducedMoments(
             jnp.asarray(reduced.factors), jnp.asarray(reduced.curvatures), jnp.asarray(pi)
         )
-        operator = parts if learning_rate is None else _MomentMap(parts, jnp.asarray(learning_rate))
+        operator = (
+            parts if learning_rate is None else _ReducedMomentMap(parts, jnp.asarray(learning_rate))
+        )
         like = jnp.zeros((len(reduced.curvatures),) * 2)
         result = lanczos(tol=tol, max_matvecs=max_matvecs)(operator, like, key=key)
         return jax.device_get(result)
@@ -173,7 +175,7 @@ class Threshold(NamedTuple):
     """The exact mean-square threshold on the learning rate."""
 
     value: float
-    """2 / lambda_max(C^+ D), a step size; infinite if every H_i is zero."""
+    """2 / λ_max(C⁺ D), a step size; infinite if every H_i is zero."""
     interval: Interval
     """Contains the threshold; the upper end for certain, the lower with high probability."""
     moments: np.ndarray
@@ -190,10 +192,10 @@ def mean_square_threshold(
     tol: float = 1e-6,
     max_matvecs: int = 500,
 ) -> Threshold:
-    """Returns eta*_var = 2 / lambda_max(C^+ D) (Thm 5): stable in mean square iff eta <= it.
+    """Returns η*_var = 2 / λ_max(C⁺ D) (Thm 5): stable in mean square iff η ≤ it.
 
-    It does not decrease with B, and is 2/lambda_max(H) at B = n (Prop. 6). It lies between the
-    largest eta of eq. 8 and the bounds `direction_bound`, `trace_bound` and 2/a. Stable means on
+    It does not decrease with B, and is 2/λ_max(H) at B = n (Prop. 6). It lies between the
+    largest η of eq. 8 and the bounds `direction_bound`, `trace_bound` and 2/a. Stable means on
     the orthogonal complement of the common null space, in which nothing moves.
 
     Args:
@@ -202,7 +204,7 @@ def mean_square_threshold(
       key: random key of the eigensolver.
       replacement: whether batches are drawn with replacement.
       tol: relative accuracy.
-      max_matvecs: products with D, each O(r^3 + n r^2 k).
+      max_matvecs: products with D, each O(r³ + n r² k).
 
     Returns:
       `Threshold`.
@@ -223,7 +225,7 @@ def mean_square_threshold(
     return Threshold(2 / float(top.value), ends, moments, bool(top.converged))
 
 
-def mean_square_rate(
+def mean_square_growth(
     reduced: Reduced,
     *,
     learning_rate: float,
@@ -233,9 +235,9 @@ def mean_square_rate(
     tol: float = 1e-6,
     max_matvecs: int = 500,
 ) -> EigenResult:
-    """Returns the largest eigenvalue of Q: the factor by which E |x|^2 grows per step in the end.
+    """Returns the mean-square growth λ_max(Q): the factor by which E |x|² grows per step in the end.
 
-    Above 1 it is the rate of escape in mean square of linearised SGD. Args as for
+    Above 1 linearised SGD escapes in mean square. Args as for
     `mean_square_threshold`.
     """
     pi = variance_factor(reduced.n, batch_size, replacement)
@@ -247,8 +249,8 @@ def sufficient_learning_rate(
 ) -> float:
     """Returns the largest learning rate of eq. 8, a lower bound of the exact threshold.
 
-    2 / lambda_max(H^(-1/2) (H^2 + pi Sigma) H^(-1/2)), dense; `growth.max_learning_rate` is the
-    matrix-free way to it. Sigma as in Wu, Ma, E 2018. Cost O(r^3 + n r^2 k).
+    2 / λ_max(H^(-1/2) (H² + π Σ) H^(-1/2)), dense; `growth.sufficient_learning_rate` is the
+    matrix-free way to it. Σ as in Wu, Ma, E 2018. Cost O(r³ + n r² k).
     """
     pi = variance_factor(reduced.n, batch_size, replacement)
     factors, h = reduced.factors, reduced.curvatures
@@ -261,13 +263,14 @@ def sufficient_learning_rate(
 
 
 def direction_bound(curvatures: Any, *, batch_size: int, replacement: bool = False) -> float:
-    """Returns an upper bound of the exact threshold from the curvatures v^T H_i v along one v.
+    """Returns an upper bound of the exact threshold from the curvatures vᵀ H_i v along one v.
 
-    2 m / (m^2 + pi (1/n) sum_i (v^T H_i v - m)^2) with m the mean: eq. 27 of the paper, which holds
+    2 m / (m² + π (1/n) Σ_i (vᵀ H_i v - m)²) with m the mean: eq. 27 of the paper, which holds
     for every unit v; with the top eigenvector of H it is eq. 17.
 
     Args:
-      curvatures: v^T H_i v of all examples, (n,), from `directional_curvatures`.
+      curvatures: vᵀ H_i v of all examples, (n,), from
+        `operators.directional_curvatures`.
       batch_size: B.
       replacement: whether batches are drawn with replacement.
 
@@ -283,52 +286,10 @@ def direction_bound(curvatures: Any, *, batch_size: int, replacement: bool = Fal
 
 
 def trace_bound(reduced: Reduced, *, batch_size: int, replacement: bool = False) -> float:
-    """Returns the upper bound 2 tr H / ((1-pi) |H|_F^2 + (pi/n) sum |H_i|_F^2) (eq. 18)."""
+    """Returns the upper bound 2 tr H / ((1-π) |H|_F² + (π/n) Σ |H_i|_F²) (eq. 18)."""
     pi = variance_factor(reduced.n, batch_size, replacement)
     h = reduced.curvatures
     if len(h) == 0:
         return float("inf")
     grams = np.einsum("nkr,nlr->nkl", reduced.factors, reduced.factors)
     return float(2 * h.sum() / ((1 - pi) * (h**2).sum() + pi * (grams**2).sum() / reduced.n))
-
-
-def directional_curvatures(
-    loss: Callable[[Any, Any], Any],
-    params: Any,
-    data: Any,
-    direction: Any,
-    *,
-    chunk_size: int | None = None,
-) -> jax.Array:
-    """Returns v^T H_i v for every example, by two nested JVPs of its loss.
-
-    Args:
-      loss: `loss(params, example) -> scalar`.
-      params: the point.
-      data: pytree of arrays with a leading axis n.
-      direction: v, shaped like `params`; not normalised here.
-      chunk_size: examples at once; all by default.
-
-    Returns:
-      Array (n,), in 1/step size for a unit v. Cost: about one Hessian-vector product.
-    """
-    n = data_size(data)
-    return _directional_curvatures(
-        as_pytree(loss), params, data, direction, chunk_size=min(chunk_size or n, n)
-    )
-
-
-def _second_derivative(loss: Any, params: Any, example: Any, v: Any) -> jax.Array:
-    def slope(params: Any) -> jax.Array:
-        return jax.jvp(lambda params: loss(params, example), (params,), (v,))[1]
-
-    return jax.jvp(slope, (params,), (v,))[1]
-
-
-@jax.jit(static_argnames="chunk_size")
-def _directional_curvatures(
-    loss: Any, params: Any, data: Any, v: Any, *, chunk_size: int
-) -> jax.Array:
-    return jax.lax.map(
-        lambda example: _second_derivative(loss, params, example, v), data, batch_size=chunk_size
-    )

@@ -1,7 +1,7 @@
-"""Eq. 8 matrix-free: lambda_max{(I - eta H)^2 + eta^2 pi(B) Sigma} <= 1, and the largest such eta.
+"""Eq. 8 matrix-free: λ_max{(I - η H)² + η² π(B) Σ} ≤ 1, and the largest such η.
 
-One step of linearised SGD from x gives E |x'|^2 = x^T M x with the matrix M of eq. 8, so its
-largest eigenvalue is the factor by which E |x|^2 can grow in one step at most. Source: Wu, Ma, E,
+One step of linearised SGD from x gives E |x'|² = xᵀ M x with the matrix M of eq. 8, so its
+largest eigenvalue is the factor by which E |x|² can grow in one step at most. Source: Wu, Ma, E,
 NeurIPS 2018, eq. 8.
 """
 
@@ -24,15 +24,15 @@ Matvec = Callable[[Any], Any]
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
-class SecondMomentOperator:
-    """v -> (I - eta H)^2 v + eta^2 pi Sigma v. Cost: two products with H and one with Sigma."""
+class OneStepOperator:
+    """v ↦ (I - η H)² v + η² π Σ v. Cost: two products with H and one with Σ."""
 
     hessian: Matvec
     variance: Matvec | None
-    """v -> Sigma v; None where pi = 0."""
+    """v ↦ Σ v; None where π = 0."""
     learning_rate: Any
-    factor: Any
-    """pi(B)."""
+    variance_factor: Any
+    """π(B)."""
 
     def __call__(self, v: Any) -> Any:
         """Returns M v; `v` is shaped like the parameters."""
@@ -41,11 +41,11 @@ class SecondMomentOperator:
         twice = jax.tree.map(lambda x, hx: x - eta * hx, once, self.hessian(once))
         if self.variance is None:
             return twice
-        scale = eta**2 * self.factor
+        scale = eta**2 * self.variance_factor
         return jax.tree.map(lambda x, sx: x + scale * sx, twice, self.variance(v))
 
 
-def second_moment_operator(
+def one_step_operator(
     hessian: Matvec,
     variance: Matvec,
     *,
@@ -53,13 +53,13 @@ def second_moment_operator(
     batch_size: int,
     n: int,
     replacement: bool = False,
-) -> SecondMomentOperator:
-    """Returns the matrix of eq. 8, M = (I - eta H)^2 + eta^2 pi(B) Sigma, as an operator pytree.
+) -> OneStepOperator:
+    """Returns the matrix of eq. 8, M = (I - η H)² + η² π(B) Σ, as an operator pytree.
 
     Args:
-      hessian: v -> H v, for example `jaxstab.hessian(loss, params, data)`.
-      variance: v -> Sigma v, for example `jaxstab.hessian_variance(loss, params, data)`.
-      learning_rate: eta; an operand, so a new value compiles nothing.
+      hessian: v ↦ H v, for example `jaxstab.hessian(loss, params, data)`.
+      variance: v ↦ Σ v, for example `jaxstab.hessian_variance(loss, params, data)`.
+      learning_rate: η; an operand, so a new value compiles nothing.
       batch_size: B.
       n: number of examples.
       replacement: whether batches are drawn with replacement.
@@ -70,10 +70,10 @@ def second_moment_operator(
     check_positive("learning_rate", learning_rate)
     pi = variance_factor(n, batch_size, replacement)
     operators = as_pytree(hessian), as_pytree(variance) if pi else None
-    return SecondMomentOperator(*operators, learning_rate, pi)
+    return OneStepOperator(*operators, learning_rate, pi)
 
 
-def second_moment_growth(
+def one_step_growth(
     hessian: Matvec,
     variance: Matvec,
     like: Any,
@@ -89,27 +89,27 @@ def second_moment_growth(
 ) -> EigenResult:
     """Returns the largest eigenvalue of eq. 8: at most 1 means stable in mean square.
 
-    E |x|^2 of linearised SGD grows by at most this factor per step. Where H and Sigma have a
+    E |x|² of linearised SGD grows by at most this factor per step. Where H and Σ have a
     common null space, as at every over-parametrised minimum, the eigenvalue is never below 1, and
-    a stable minimum has exactly 1: judge it with a tolerance, or with `max_learning_rate`.
+    a stable minimum has exactly 1: judge it with a tolerance, or with `sufficient_learning_rate`.
 
     Args:
-      hessian: v -> H v.
-      variance: v -> Sigma v.
+      hessian: v ↦ H v.
+      variance: v ↦ Σ v.
       like: pytree shaped like the parameters.
-      learning_rate: eta.
+      learning_rate: η.
       batch_size: B.
       n: number of examples.
       key: random key of the start vector.
       replacement: whether batches are drawn with replacement.
       tol: relative accuracy of the eigenvalue, as for `eigen.lanczos`.
-      max_matvecs: products with M; each costs two with H and one with Sigma.
+      max_matvecs: products with M; each costs two with H and one with Σ.
       v0: start vector.
 
     Returns:
       `EigenResult` of M; the value has no unit.
     """
-    operator = second_moment_operator(
+    operator = one_step_operator(
         hessian,
         variance,
         learning_rate=learning_rate,
@@ -124,16 +124,16 @@ class LearningRateLimit(NamedTuple):
     """The largest learning rate that meets eq. 8, and how well that is known."""
 
     value: float
-    """eta; an upper bound of the exact limit, at which eq. 8 holds up to `growth`."""
+    """η; an upper bound of the exact limit, at which eq. 8 holds up to `growth`."""
     growth: EigenResult | None
-    """Largest eigenvalue of eq. 8 at `value`: its upper end bounds the growth of E |x|^2."""
+    """Largest eigenvalue of eq. 8 at `value`: its upper end bounds the growth of E |x|²."""
     matvecs: int
-    """Products with H plus products with Sigma."""
+    """Products with H plus products with Σ."""
     converged: bool
     """Whether `growth` is certified to be at most 1 + slack + 2 tol."""
 
 
-def max_learning_rate(
+def sufficient_learning_rate(
     hessian: Matvec,
     variance: Matvec,
     like: Any,
@@ -149,32 +149,32 @@ def max_learning_rate(
 ) -> LearningRateLimit:
     """Returns the largest learning rate at which the eigenvalue of eq. 8 is at most 1 + slack.
 
-    With slack 0 and H positive semi-definite this is 2/mu with mu = max_v (v^T K v)/(v^T H v) =
-    lambda_max(H^(+/2) K H^(+/2)), K = H^2 + pi(B) Sigma. Neither roots nor inverses of H are
-    needed. For each unit v, q_v(eta) = v^T M v = 1 - 2 eta v^T H v + eta^2 v^T K v is a quadratic
-    that bounds the eigenvalue from below, and equals it at the present eta if v is the top
+    With slack 0 and H positive semi-definite this is 2/μ with μ = max_v (vᵀ K v)/(vᵀ H v) =
+    λ_max(H^(+/2) K H^(+/2)), K = H² + π(B) Σ. Neither roots nor inverses of H are
+    needed. For each unit v, q_v(η) = vᵀ M v = 1 - 2 η vᵀ H v + η² vᵀ K v is a quadratic
+    that bounds the eigenvalue from below, and equals it at the present η if v is the top
     eigenvector there. So the larger root of q_v = 1 + slack is a smaller learning rate, and still
     no smaller than the limit: Newton's method for a convex function (with slack 0, Dinkelbach's
     iteration for the ratio), monotone from above and superlinear. It takes 3 to 8 eigenproblems.
 
     Why slack: where training stopped just short of a minimum, H has eigenvalues a little below 0.
-    Along them |x| grows however small eta is, very slowly, and without slack the limit would be 0.
+    Along them |x| grows however small η is, very slowly, and without slack the limit would be 0.
 
     Args:
-      hessian: v -> H v.
-      variance: v -> Sigma v.
+      hessian: v ↦ H v.
+      variance: v ↦ Σ v.
       like: pytree shaped like the parameters.
       batch_size: B.
       n: number of examples.
       key: random key.
       replacement: whether batches are drawn with replacement.
-      slack: growth of E |x|^2 per step that still counts as staying.
+      slack: growth of E |x|² per step that still counts as staying.
       tol: accuracy of the eigenvalue.
       max_matvecs: products with M in each eigenproblem.
       max_iterations: eigenproblems to spend.
 
     Returns:
-      `LearningRateLimit`. Infinite if H and Sigma vanish; 0 with slack 0 if H has a direction of
+      `LearningRateLimit`. Infinite if H and Σ vanish; 0 with slack 0 if H has a direction of
       negative curvature.
 
     Raises:
@@ -198,7 +198,7 @@ def max_learning_rate(
         if value <= 0 or value == math.inf:
             return LearningRateLimit(max(value, 0.0), growth, spent, bool(top.converged))
         key, _ = jax.random.split(key)
-        growth = second_moment_growth(
+        growth = one_step_growth(
             hessian,
             variance,
             like,
@@ -221,7 +221,7 @@ def max_learning_rate(
 
 @jax.jit
 def _forms(hessian: Matvec, variance: Matvec | None, pi: Any, v: Any) -> tuple[Any, Any]:
-    """Returns v^T H v and v^T (H^2 + pi Sigma) v for the unit vector along v."""
+    """Returns vᵀ H v and vᵀ (H² + π Σ) v for the unit vector along v."""
     norm = jnp.sqrt(_dot(v, v))
     v = jax.tree.map(lambda x: x / norm, v)
     product = hessian(v)

@@ -1,11 +1,11 @@
 """Linearised SGD: runs of it, its exact moments, and the covariance that it settles to.
 
-Near a minimum every loss is a quadratic, l_i(x) = x^T H_i x / 2 + g_i^T x with (1/n) sum g_i = 0,
+Near a minimum every loss is a quadratic, l_i(x) = xᵀ H_i x / 2 + g_iᵀ x with (1/n) Σ g_i = 0,
 where x is the distance from the minimum and g_i the gradient of example i there. With
-pi = pi(B), H = (1/n) sum H_i, m = E x and S = E x x^T, one step of SGD gives exactly
+π = π(B), H = (1/n) Σ H_i, m = E x and S = E x xᵀ, one step of SGD gives exactly
 
-    m' = (I - eta H) m
-    S' = (I - eta H) S (I - eta H) + eta^2 pi {(1/n) sum_i E[(H_i x + g_i)(H_i x + g_i)^T] - H S H}
+    m' = (I - η H) m
+    S' = (I - η H) S (I - η H) + η² π {(1/n) Σ_i E[(H_i x + g_i)(H_i x + g_i)ᵀ] - H S H}
 
 Sources: Wu, Ma, E, NeurIPS 2018, section 3; Mulayoff & Michaeli, arXiv 2306.07850, Thm 12;
 Wang & Wu, JMLR 21, 2020, eq. 4.38-4.47. For small problems: the H_i are dense matrices.
@@ -24,6 +24,7 @@ from jaxstab.callables import register
 from jaxstab.checks import check_at_least, check_batch_size, check_finite, check_positive
 from jaxstab.eigen import lanczos
 from jaxstab.eigen.result import EigenResult
+from jaxstab.sampling import batch_indices
 from jaxstab.stability.criteria import variance_factor
 
 
@@ -49,18 +50,18 @@ class Quadratic:
 
     @property
     def variance(self) -> jax.Array:
-        """Sigma = (1/n) sum H_i^2 - H^2, (p, p), as the mean of (H_i - H)^2: no cancellation."""
+        """Σ = (1/n) Σ H_i² - H², (p, p), as the mean of (H_i - H)²: no cancellation."""
         centred = self.hessians - self.hessian
         return jnp.mean(centred @ centred, 0)
 
     @property
     def sharpness(self) -> jax.Array:
-        """a = lambda_max(H)."""
+        """a = λ_max(H)."""
         return jnp.linalg.eigvalsh(self.hessian)[-1]
 
     @property
     def nonuniformity(self) -> jax.Array:
-        """s = sqrt(lambda_max(Sigma))."""
+        """s = sqrt(λ_max(Σ))."""
         return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(self.variance)[-1], 0))
 
 
@@ -99,7 +100,7 @@ def random_quadratic(
 ) -> Quadratic:
     """Returns a random interpolating problem with exactly this a and s, for tests and diagrams.
 
-    H = a Q diag(1, u_2, ..., u_p) Q^T with uniform u in (0, 1) and a random rotation Q; the H_i
+    H = a Q diag(1, u_2, ..., u_p) Qᵀ with uniform u in (0, 1) and a random rotation Q; the H_i
     scatter about it by symmetric Gaussian matrices, centred and scaled to s. They need not be
     positive semi-definite.
 
@@ -107,8 +108,8 @@ def random_quadratic(
       key: random key.
       n: number of examples, at least 2 unless s = 0.
       p: number of parameters.
-      sharpness: a >= 0.
-      nonuniformity: s >= 0.
+      sharpness: a ≥ 0.
+      nonuniformity: s ≥ 0.
 
     Raises:
       ValueError: if n or p is below 1, a or s negative, or s > 0 with n = 1.
@@ -136,15 +137,6 @@ def _random_quadratic(key: jax.Array, a: Any, s: Any, *, n: int, p: int) -> Quad
     return Quadratic((mean + mean.T) / 2 + noise, jnp.zeros((n, p)))
 
 
-def draw_batch(key: jax.Array, *, n: int, batch_size: int, replacement: bool = False) -> jax.Array:
-    """Returns B indices below n, uniform, all different unless `replacement`."""
-    if replacement or batch_size == 1:
-        return jax.random.randint(key, (batch_size,), 0, n)
-    if batch_size == n:
-        return jnp.arange(n)
-    return jax.random.permutation(key, n)[:batch_size]
-
-
 def simulate(
     problem: Quadratic,
     x0: Any,
@@ -156,12 +148,12 @@ def simulate(
     runs: int = 1,
     replacement: bool = False,
 ) -> jax.Array:
-    """Returns independent runs of SGD, x <- x - eta (mean over a batch of H_i x + g_i).
+    """Returns independent runs of SGD, x ← x - η (mean over a batch of H_i x + g_i).
 
     Args:
       problem: the losses.
       x0: common start, (p,).
-      learning_rate: eta.
+      learning_rate: η.
       batch_size: B.
       steps: number of steps.
       key: random key.
@@ -206,7 +198,7 @@ def _simulate(
     replacement: bool,
 ) -> jax.Array:
     def step(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch = draw_batch(key, n=problem.n, batch_size=batch_size, replacement=replacement)
+        batch = batch_indices(key, problem.n, batch_size, replacement=replacement)
         slopes = problem.hessians[batch] @ x + problem.gradients[batch]
         x = x - eta * jnp.mean(slopes, 0)
         return x, x
@@ -224,19 +216,19 @@ class Moments(NamedTuple):
     mean: jax.Array
     """m = E x, (p,)."""
     second: jax.Array
-    """S = E x x^T, (p, p)."""
+    """S = E x xᵀ, (p, p)."""
 
 
 def next_moments(
-    problem: Quadratic, moments: Moments, *, learning_rate: Any, factor: Any
+    problem: Quadratic, moments: Moments, *, learning_rate: Any, variance_factor: Any
 ) -> Moments:
     """Returns the exact moments after one more step; usable in jit, vmap and scan.
 
     Args:
       problem: the losses.
       moments: m and S before the step.
-      learning_rate: eta.
-      factor: pi(B), from `variance_factor`.
+      learning_rate: η.
+      variance_factor: π(B), from `criteria.variance_factor`.
     """
     h, each, g = problem.hessian, problem.hessians, problem.gradients
     m, s = moments
@@ -245,7 +237,7 @@ def next_moments(
     cross = jnp.einsum("np,nq->pq", pushed, g)
     scatter = jnp.einsum("nij,jk,nkl->il", each, s, each, optimize="optimal")
     noise = (scatter + cross + cross.T + g.T @ g) / problem.n - h @ s @ h
-    return Moments(kept @ m, kept @ s @ kept + learning_rate**2 * factor * noise)
+    return Moments(kept @ m, kept @ s @ kept + learning_rate**2 * variance_factor * noise)
 
 
 def moments(
@@ -260,7 +252,7 @@ def moments(
     """Returns the exact moments along `steps` steps from x0, the start included.
 
     Returns:
-      `Moments` with a leading axis steps + 1. Cost: O(n p^3) a step.
+      `Moments` with a leading axis steps + 1. Cost: O(n p³) a step.
 
     Raises:
       ValueError: for a learning rate, batch size or step count that cannot be.
@@ -275,7 +267,7 @@ def moments(
 @functools.partial(jax.jit, static_argnames="steps")
 def _moments(problem: Quadratic, start: Moments, eta: Any, pi: Any, *, steps: int) -> Moments:
     def step(now: Moments, _: None) -> tuple[Moments, Moments]:
-        after = next_moments(problem, now, learning_rate=eta, factor=pi)
+        after = next_moments(problem, now, learning_rate=eta, variance_factor=pi)
         return after, after
 
     path = jax.lax.scan(step, start, None, length=steps)[1]
@@ -284,22 +276,23 @@ def _moments(problem: Quadratic, start: Moments, eta: Any, pi: Any, *, steps: in
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
-class SecondMomentMap:
-    """Q: S -> E x' x'^T without gradient noise, symmetric in the Frobenius inner product."""
+class MomentMap:
+    """The moment map Q: S ↦ E x' x'ᵀ without gradient noise, symmetric in the Frobenius inner product."""
 
     problem: Quadratic
     learning_rate: Any
-    factor: Any
+    variance_factor: Any
+    """π(B)."""
 
     def __call__(self, s: jax.Array) -> jax.Array:
         """Returns Q[S], (p, p)."""
         at_rest = Quadratic(self.problem.hessians, jnp.zeros_like(self.problem.gradients))
         start = Moments(jnp.zeros_like(s[0]), s)
-        options = {"learning_rate": self.learning_rate, "factor": self.factor}
+        options = {"learning_rate": self.learning_rate, "variance_factor": self.variance_factor}
         return next_moments(at_rest, start, **options).second
 
 
-def growth_rate(
+def mean_square_growth(
     problem: Quadratic,
     *,
     learning_rate: Any,
@@ -309,32 +302,32 @@ def growth_rate(
     tol: float = 1e-4,
     max_matvecs: int = 500,
 ) -> EigenResult:
-    """Returns lambda_max(Q): E |x|^2 multiplies by it each step in the end.
+    """Returns the mean-square growth λ_max(Q): E |x|² multiplies by it each step in the end.
 
     Q keeps the cone of positive semi-definite matrices and is symmetric, so its largest eigenvalue
     is its spectral radius: linearised SGD is stable in mean square if and only if it is at most 1.
-    In one dimension it is (1 - eta a)^2 + eta^2 pi s^2, the left side of eq. 8. The H_i may have
-    any sign here; `exact.mean_square_rate` is the faster form for factored PSD ones.
+    In one dimension it is (1 - η a)² + η² π s², the left side of eq. 8. The H_i may have
+    any sign here; `exact.mean_square_growth` is the faster form for factored PSD ones.
 
     Args:
       problem: the losses.
-      learning_rate: eta.
+      learning_rate: η.
       batch_size: B.
       key: random key of the eigensolver.
       replacement: whether batches are drawn with replacement.
       tol: relative accuracy.
-      max_matvecs: applications of Q, each O(n p^3).
+      max_matvecs: applications of Q, each O(n p³).
     """
     check_positive("learning_rate", learning_rate)
     pi = variance_factor(problem.n, batch_size, replacement)
-    operator = SecondMomentMap(problem, learning_rate, pi)
+    operator = MomentMap(problem, learning_rate, pi)
     return lanczos(tol=tol, max_matvecs=max_matvecs)(operator, problem.hessian, key=key)
 
 
 def escape_steps(rate: float, *, start: float, end: float) -> float:
-    """Returns the steps until sqrt(E |x|^2) grows from `start` to `end` at `rate` per step.
+    """Returns the steps until sqrt(E |x|²) grows from `start` to `end` at `rate` per step.
 
-    log(end^2 / start^2) / log(rate); infinite if the rate is at most 1. Single runs differ: E |x|^2
+    log(end² / start²) / log(rate); infinite if the rate is at most 1. Single runs differ: E |x|²
     is carried by the largest of many, and a typical run of SGD takes longer.
 
     Example:

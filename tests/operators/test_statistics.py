@@ -23,6 +23,9 @@ def test_norms_and_traces_equal_the_dense_oracle(problem, dense, random_like):
     np.testing.assert_allclose(trace, expected, rtol=1e-8, atol=1e-12 * np.sum(gradients**2))
     products = operators.per_example_hessian_norms(*common, v, **options)
     np.testing.assert_allclose(products, np.linalg.norm(hessians @ flat, axis=1), rtol=1e-9)
+    curvatures = operators.directional_curvatures(*common, v, **options)
+    expected = np.einsum("p,npq,q->n", flat, hessians, flat)
+    np.testing.assert_allclose(curvatures, expected, rtol=1e-9, atol=1e-9 * abs(expected).max())
 
 
 def test_frobenius_estimate_covers_the_truth(problems, dense, x64):

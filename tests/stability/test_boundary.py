@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxstab.stability import box, linearized, variance_factor
-from jaxstab.stability.boundary import eq8_boundary, find_boundary, simulate_growth
+from jaxstab.stability.boundary import eq8_boundary, find_boundary, simulate_mean_square_growth
 
 SMALL = {"runs": 100, "steps": 30}
 
@@ -53,10 +53,10 @@ def test_in_several_dimensions_eq_8_lies_below_the_exact_boundary(x64):
         problem.hessian + found.exact * (problem.hessians - problem.hessian), problem.gradients
     )
     assert at_edge.nonuniformity == pytest.approx(float(found.exact))
-    rate = linearized.growth_rate(
+    growth = linearized.mean_square_growth(
         at_edge, learning_rate=eta, batch_size=1, key=jax.random.key(0), tol=1e-8
     )
-    assert rate.value == pytest.approx(1, abs=1e-7)
+    assert growth.value == pytest.approx(1, abs=1e-7)
 
 
 def test_outside_the_box_linearised_sgd_can_be_stable():
@@ -83,16 +83,20 @@ def test_outside_the_box_linearised_sgd_can_be_stable():
 def test_simulated_growth_estimates_the_largest_eigenvalue_of_the_moment_map(x64, p):
     problem = random(p, 2.0)
     options = {"learning_rate": 0.6, "batch_size": 2}
-    found = simulate_growth(problem, **options, key=jax.random.key(5), runs=1000, burn_in=40)
-    exact = linearized.growth_rate(problem, **options, key=jax.random.key(0), tol=1e-8)
-    assert abs(found.rate - exact.value) < 5 * found.standard_error < 0.1 * exact.value
+    found = simulate_mean_square_growth(
+        problem, **options, key=jax.random.key(5), runs=1000, burn_in=40
+    )
+    exact = linearized.mean_square_growth(problem, **options, key=jax.random.key(0), tol=1e-8)
+    assert abs(found.value - exact.value) < 5 * found.standard_error < 0.1 * exact.value
 
 
 def test_standard_error_covers(x64):
     problem, expected = random(1, 2.0), (1 - 1.2) ** 2 + 0.36 * variance_factor(10, 2)
     options = {"learning_rate": 0.6, "batch_size": 2, "runs": 50, "steps": 20, "burn_in": 0}
-    found = [simulate_growth(problem, **options, key=jax.random.key(i)) for i in range(60)]
-    scores = np.array([(one.rate - expected) / one.standard_error for one in found])
+    found = [
+        simulate_mean_square_growth(problem, **options, key=jax.random.key(i)) for i in range(60)
+    ]
+    scores = np.array([(one.value - expected) / one.standard_error for one in found])
     # A mean and a standard deviation of 60 standard normal numbers: 4 of their own deviations.
     assert abs(scores.mean()) < 4 / np.sqrt(60) and abs(scores.std() - 1) < 4 / np.sqrt(120)
 
@@ -113,13 +117,13 @@ def test_wrong_input_is_refused(changes, words):
         find_boundary(random(1), **options)
     if changes != {"batch_size": 10}:
         with pytest.raises(ValueError, match=words):
-            simulate_growth(random(1), **options)
+            simulate_mean_square_growth(random(1), **options)
 
 
 def test_gradient_descent_growth_is_the_spectral_radius_squared():
     problem = random(2, 1.0)
-    found = simulate_growth(
+    found = simulate_mean_square_growth(
         problem, learning_rate=2.5, batch_size=10, key=jax.random.key(0), runs=4, burn_in=40
     )
     radius = jnp.abs(1 - 2.5 * jnp.linalg.eigvalsh(problem.hessian)).max()
-    assert found.rate == pytest.approx(float(radius**2), rel=1e-3)
+    assert found.value == pytest.approx(float(radius**2), rel=1e-3)

@@ -84,10 +84,10 @@ def test_lyapunov_solves_its_equation_and_gives_the_trace_formulas():
     noise = problem.gradients.T @ problem.gradients / problem.n
     gamma = diffusion.lyapunov(h, noise)
     np.testing.assert_allclose(gamma @ h + h @ gamma, noise, atol=1e-12)
-    found = diffusion.small_rate_covariance(h, noise, learning_rate=eta, factor=pi)
+    found = diffusion.small_rate_covariance(h, noise, learning_rate=eta, variance_factor=pi)
     assert found.excess_loss == pytest.approx(eta * pi / 4 * float(jnp.trace(noise)))  # eq. 4.46
     assert found.gradient_square == pytest.approx(eta * pi / 2 * float(jnp.trace(noise @ h)))
-    three = diffusion.small_rate_covariance(h, h, learning_rate=eta, factor=pi)
+    three = diffusion.small_rate_covariance(h, h, learning_rate=eta, variance_factor=pi)
     assert three.excess_loss == pytest.approx(eta * pi / 4 * float(jnp.trace(h)))  # three factors
     np.testing.assert_allclose(three.covariance, eta * pi / 2 * np.eye(3), atol=1e-12)
 
@@ -99,7 +99,7 @@ def test_the_exact_law_tends_to_the_first_order_one():
     for eta in (1e-2, 1e-3):
         exact = diffusion.stationary_covariance(problem, learning_rate=eta, batch_size=2)
         first = diffusion.small_rate_covariance(
-            problem.hessian, noise, learning_rate=eta, factor=variance_factor(6, 2)
+            problem.hessian, noise, learning_rate=eta, variance_factor=variance_factor(6, 2)
         )
         gaps.append(float(exact.excess_loss / first.excess_loss - 1))
     assert 0 < gaps[1] < gaps[0] < 0.05

@@ -47,12 +47,12 @@ def psd_problem(n=5, p=6, rank=1, seed=0):
 def test_operator_and_eigenvalue_are_eq_8(x64, batch_size, replacement):
     problem, eta = psd_problem(rank=3), 0.21
     options = {"learning_rate": eta, "batch_size": batch_size, "n": 5, "replacement": replacement}
-    operator = stability.second_moment_operator(*operators(problem), **options)
+    operator = stability.one_step_operator(*operators(problem), **options)
     units = {"x": jnp.eye(6)[:, :2], "y": jnp.eye(6)[:, 2:]}
     product = jax.vmap(jax.jit(lambda operator, v: operator(v)), (None, 0))(operator, units)
     expected = eq_8(problem, eta, variance_factor(5, batch_size, replacement))
     np.testing.assert_allclose(np.hstack([product["x"], product["y"]]), expected, atol=1e-12)
-    growth = stability.second_moment_growth(
+    growth = stability.one_step_growth(
         *operators(problem), like(6), **options, key=jax.random.key(0), tol=1e-8
     )
     assert growth.value == pytest.approx(np.linalg.eigvalsh(expected)[-1], rel=1e-8)
@@ -74,7 +74,7 @@ def test_the_largest_learning_rate(x64, rank, batch_size, seed):
         exact.reduce_hessians(problem.hessians), batch_size=batch_size
     )
     tol = 1e-8
-    found = stability.max_learning_rate(
+    found = stability.sufficient_learning_rate(
         *operators(problem),
         like(6),
         batch_size=batch_size,
@@ -98,18 +98,18 @@ def test_the_largest_learning_rate(x64, rank, batch_size, seed):
 def test_no_learning_rate_is_stable_on_a_saddle_and_every_one_where_it_is_flat(x64):
     options = {"batch_size": 1, "n": 2, "key": jax.random.key(0), "slack": 0, "tol": 1e-8}
     saddle = linearized.quadratic(np.stack([np.diag([1.0, -0.5, 0.3, 0.2, 0.1, 0.0])] * 2))
-    assert stability.max_learning_rate(*operators(saddle), like(6), **options).value == 0
+    assert stability.sufficient_learning_rate(*operators(saddle), like(6), **options).value == 0
     flat = linearized.quadratic(np.zeros((2, 6, 6)))
-    assert stability.max_learning_rate(*operators(flat), like(6), **options).value == np.inf
+    assert stability.sufficient_learning_rate(*operators(flat), like(6), **options).value == np.inf
 
 
 def test_slack_forgives_a_little_negative_curvature(x64):
     hessian = np.diag([1.0, 0.5, 0.3, 0.2, 0.1, -1e-3])
     problem = linearized.quadratic(np.stack([hessian + np.eye(6) / 3, hessian - np.eye(6) / 3]))
     options = {"batch_size": 1, "n": 2, "key": jax.random.key(0), "tol": 1e-8}
-    strict = stability.max_learning_rate(*operators(problem), like(6), slack=0, **options)
+    strict = stability.sufficient_learning_rate(*operators(problem), like(6), slack=0, **options)
     assert strict.value == 0
-    found = stability.max_learning_rate(*operators(problem), like(6), slack=0.02, **options)
+    found = stability.sufficient_learning_rate(*operators(problem), like(6), slack=0.02, **options)
     assert found.converged and 0 < found.value < 2
     top = np.linalg.eigvalsh(eq_8(problem, found.value, 1.0))[-1]
     assert top == pytest.approx(1.02, abs=3e-8)
@@ -117,7 +117,7 @@ def test_slack_forgives_a_little_negative_curvature(x64):
 
 def test_an_exhausted_search_says_so(x64):
     problem = psd_problem(rank=1)
-    found = stability.max_learning_rate(
+    found = stability.sufficient_learning_rate(
         *operators(problem),
         like(6),
         batch_size=1,
@@ -141,7 +141,7 @@ def test_a_new_learning_rate_compiles_nothing():
         return operator(v)
 
     for eta in (0.1, 0.2, 0.3):
-        operator = stability.second_moment_operator(
+        operator = stability.one_step_operator(
             *operators(problem), learning_rate=eta, batch_size=2, n=5
         )
         product(operator, like(6))
@@ -157,9 +157,9 @@ def test_wrong_input_is_refused():
         ({"n": 0}, "n must be at least 1"),
     ]:
         with pytest.raises(ValueError, match=words):
-            stability.second_moment_operator(*operators(problem), **(options | changes))
+            stability.one_step_operator(*operators(problem), **(options | changes))
     limit = {"batch_size": 2, "n": 5, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="slack"):
-        stability.max_learning_rate(*operators(problem), like(6), slack=-1.0, **limit)
+        stability.sufficient_learning_rate(*operators(problem), like(6), slack=-1.0, **limit)
     with pytest.raises(TypeError, match="expected a function"):
-        stability.second_moment_operator(problem.hessian, problem.variance, **options)
+        stability.one_step_operator(problem.hessian, problem.variance, **options)
