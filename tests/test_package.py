@@ -21,11 +21,11 @@ MODULES = sorted(
 # A module imports from its own layer and from lower ones; eigen and the operators do not meet.
 LAYERS = {
     "callables": 0, "checks": 0, "convolutions": 0, "files": 0, "progress": 0,
-    "data": 1, "tfds": 1, "losses": 1, "models": 2, "testing": 2,
+    "data": 1, "tfds": 1, "losses": 1, "sampling": 1, "models": 2, "testing": 2,
     "operators": 3, "eigen": 3,
     "measurement": 4,
     "stability": 5,
-    "transforms": 6, "tracking": 6, "sampling": 6,
+    "transforms": 6, "tracking": 6,
     "lanes": 7, "training": 7, "landscape": 7,
     "store": 8, "sweeps": 8,
     "plots": 9, "experiments": 10, "report": 11, "cli": 12,

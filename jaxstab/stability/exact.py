@@ -235,7 +235,7 @@ def mean_square_growth(
     tol: float = 1e-6,
     max_matvecs: int = 500,
 ) -> EigenResult:
-    """Returns the mean-square growth λ_max(Q): the factor by which E |x|² grows per step in the end.
+    """Returns the mean-square growth λ_max(Q): the factor of E |x|² per step in the end.
 
     Above 1 linearised SGD escapes in mean square. Args as for
     `mean_square_threshold`.

@@ -277,7 +277,7 @@ def _moments(problem: Quadratic, start: Moments, eta: Any, pi: Any, *, steps: in
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class MomentMap:
-    """The moment map Q: S ↦ E x' x'ᵀ without gradient noise, symmetric in the Frobenius inner product."""
+    """The moment map Q: S ↦ E x' x'ᵀ without gradient noise; self-adjoint (Frobenius)."""
 
     problem: Quadratic
     learning_rate: Any
