@@ -15,12 +15,9 @@ import numpy as np
 import optax
 
 from jaxstab import checks, lanes, sweeps, training
-from jaxstab.callables import as_pytree
 from jaxstab.experiments.base import Context, batch_sizes_for, seed_range
 from jaxstab.measurement import Measurement, measure, sharpness
-from jaxstab.operators.statistics import directional_curvatures
-from jaxstab.stability import Verdict, verdict
-from jaxstab.stability.criteria import variance_factor
+from jaxstab.stability import Verdict, escape, verdict
 
 # Closer than this to a bound, relative, the linear theory cannot be asked for more than a tie: GD
 # that trained to its edge oscillates about it by a few per cent (edge of stability).
@@ -119,38 +116,18 @@ def make_start(
 
 
 def predict(start: Start, trial: Trial) -> list[dict[str, Any]]:
-    """Returns one prediction per learning rate and batch size: verdict, margins, rate, time.
-
-    `rate` is a lower bound on the factor by which E |x|^2 of linearised SGD grows per step. The
-    second-moment map Q[S] = (1-pi)(I-eta H) S (I-eta H) + pi mean_i (I-eta H_i) S (I-eta H_i) is
-    self-adjoint (FORMULAS.md, section 2), so its largest eigenvalue is at least its Rayleigh
-    quotient at S = v v^T: (1 - eta h)^2 + eta^2 pi Var_i(v^T H_i v) with h = v^T H v. v is the
-    better one of the top eigenvectors of H and of Sigma; for GD along that of H it is exact.
-
-    `steps` is the time in which the energy along v, started by the gradient and by the noise of
-    one step, grows to the `escape_factor` at that rate.
-    """
-    n = start.measurement.n
-    known = [
-        _along(start, result.vector)
-        for result in (start.measurement.sharpness, start.measurement.nonuniformity)
-    ]
+    """Returns one prediction per learning rate and batch size: verdict, margins, growth, time."""
+    found = start.measurement
+    directions = [found.sharpness.vector, found.nonuniformity.vector]
+    along = escape.slices(start.loss, start.params, start.data, directions)
     predictions = []
     for batch_size in trial.batch_sizes:
-        pi = variance_factor(n, batch_size)
         for eta in trial.learning_rates:
-            found = verdict(start.measurement, learning_rate=eta, batch_size=batch_size)
-            rates = [(1 - eta * h) ** 2 + eta**2 * pi * spread for h, spread, _, _ in known]
-            best = int(np.argmax(rates))
-            h, _, slope, noise = known[best]
-            energy = h / 2 * ((slope / h) ** 2 + eta**2 * pi * noise) if h > 0 else math.nan
-            gain = (trial.escape_factor - 1) * float(start.measurement.loss)
+            options: dict[str, Any] = {"learning_rate": eta, "batch_size": batch_size}
+            told = escape.predict_escape(along, **options, loss_factor=trial.escape_factor)
             predictions.append(
-                _numbers(found, start)
-                | {
-                    "rate": rates[best],
-                    "predicted_steps": _time(rates[best], energy, gain),
-                }
+                _numbers(verdict(found, **options), start)
+                | {"rate": told.growth, "predicted_steps": told.steps}
             )
     return predictions
 
@@ -174,29 +151,6 @@ def _numbers(found: Verdict, start: Start) -> dict[str, Any]:
         "basis": found.basis,
         "at_the_edge": tight < EDGE,
     }
-
-
-def _along(start: Start, v: Any) -> tuple[float, float, float, float]:
-    """Mean and variance over the examples of curvature v^T H_i v and of slope v^T g_i."""
-    v = jax.tree.map(lambda x: x / optax.tree.norm(v), v)
-    loss = as_pytree(start.loss)
-    curvatures = np.asarray(directional_curvatures(loss, start.params, start.data, v), float)
-    slopes = np.asarray(_slopes(loss, start.params, start.data, v), float)
-    return curvatures.mean(), curvatures.var(), slopes.mean(), slopes.var()
-
-
-@jax.jit
-def _slopes(loss: Any, params: Any, data: Any, v: Any) -> jax.Array:
-    def all_losses(params: Any) -> jax.Array:
-        return jax.vmap(loss, (None, 0))(params, data)
-
-    return jax.jvp(all_losses, (params,), (v,))[1]
-
-
-def _time(rate: float, energy: float, gain: float) -> float:
-    if not rate > 1:
-        return math.inf
-    return max(1.0, math.log(gain / energy) / math.log(rate)) if energy > 0 else math.nan
 
 
 def depart(

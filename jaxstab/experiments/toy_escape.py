@@ -1,13 +1,4 @@
-"""SGD escapes a minimum at which gradient descent stays (Wu, Ma, E 2018, Fig. 2).
-
-f = (f_1 + f_2)/2 with f_1 = min{x^2, 0.1 (x-1)^2} and f_2 = min{x^2, 1.9 (x-1)^2}: two global
-minima, x = 0 and x = 1, of the same sharpness a = 2, but s = 0 at the first and s = 1.8 at the
-second. With eta = 0.7 both lie below 2/eta = 2.86, and s = 1.8 lies above 1/eta = 1.43: gradient
-descent stays at both, SGD with batch size 1 leaves x = 1, in a burst of the loss, and ends at 0.
-
-(The paper's text prints f'' = 1 at both and 0.1, 1.9 for the two losses; the functions that it
-defines have f'' = 2 and 0.2, 3.8, which is what goes with its own s = 1.8.)
-"""
+"""SGD escapes a minimum at which gradient descent stays (Wu, Ma, E 2018, Fig. 2)."""
 
 import functools
 from dataclasses import dataclass
@@ -21,15 +12,18 @@ from jaxstab import plots
 from jaxstab.checks import check_at_least, check_positive
 from jaxstab.experiments.base import Claim, Context, Experiment, Outcome, judge, setting
 from jaxstab.measurement import Measurement, measure
-from jaxstab.sampling import batch_indices
 from jaxstab.stability import Verdict, verdict
-from jaxstab.stability.linearized import escape_steps
-
-N = 2
-CURVATURE = jnp.array([0.1, 1.9])
-# Closer to x = 1 than this both losses are exact quadratics: sqrt(1.9) = 1.378 puts the kink of
-# f_2 at x = 0.5796, and that of f_1 lies further away.
-QUADRATIC_RADIUS = 0.42
+from jaxstab.stability.escape import escape_steps
+from jaxstab.stability.two_wells import (
+    COEFFICIENTS,
+    QUADRATIC_RADIUS,
+    N,
+    first_exit,
+    loss,
+    mean_loss,
+    predict,
+    simulate,
+)
 
 
 @dataclass(frozen=True)
@@ -42,59 +36,6 @@ class Settings:
     steps: int = setting(1000, "steps of each run")
     rate_steps: int = setting(12, "steps over which the growth of E x^2 is measured")
     rate_runs: int = setting(200_000, "runs that measure it")
-
-
-def example_loss(x: Any, curvature: Any) -> jax.Array:
-    """f_i(x) = min{x^2, c_i (x-1)^2}; the example is c_i."""
-    return jnp.minimum(x**2, curvature * (x - 1) ** 2)
-
-
-def mean_loss(x: Any) -> jax.Array:
-    """f = (f_1 + f_2)/2, for x of any shape."""
-    return jnp.mean(example_loss(jnp.asarray(x)[..., None], CURVATURE), -1)
-
-
-@functools.partial(jax.jit, static_argnames=("batch_size", "steps"))
-def simulate(
-    starts: jax.Array,
-    eta: Any,
-    curvature: jax.Array,
-    key: jax.Array,
-    *,
-    batch_size: int,
-    steps: int,
-) -> jax.Array:
-    """Returns runs of SGD on f, (runs, steps + 1), one from each start."""
-    slope = jax.vmap(jax.grad(example_loss), (None, 0))
-
-    def step(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch = batch_indices(key, N, batch_size)
-        x = x - eta * jnp.mean(slope(x, curvature[batch]))
-        return x, x
-
-    def run(x0: jax.Array, key: jax.Array) -> jax.Array:
-        path = jax.lax.scan(step, x0, jax.random.split(key, steps))[1]
-        return jnp.concatenate([x0[None], path])
-
-    return jax.vmap(run)(starts, jax.random.split(key, len(starts)))
-
-
-class Prediction(NamedTuple):
-    """What theory says of SGD with batch size 1 at a minimum, before any run."""
-
-    growth: float
-    """(1 - eta a)^2 + eta^2 s^2, the factor of E x^2 per step."""
-    exponent: float
-    """E log|1 - eta h|: above 0 almost every run leaves, below 0 almost every one stays."""
-
-
-def predict(eta: float, curvatures: tuple[float, float]) -> Prediction:
-    """Returns both rates at a minimum with these two second derivatives."""
-    h = np.asarray(curvatures)
-    a, s = h.mean(), h.std()
-    with np.errstate(divide="ignore"):
-        exponent = float(np.mean(np.log(np.abs(1 - eta * h))))
-    return Prediction(float((1 - eta * a) ** 2 + eta**2 * s**2), exponent)
 
 
 class Found(NamedTuple):
@@ -120,23 +61,21 @@ def compute(settings: Settings) -> Found:
     keys = jax.random.split(jax.random.key(0), 5)
     # Float64, for this computation only: 1e-5 away from 1 float32 has three digits left.
     with jax.enable_x64(True):
-        curvature = jnp.asarray([0.1, 1.9])
-        at = {
-            x: measure(example_loss, jnp.asarray(float(x)), curvature, key=keys[0]) for x in (0, 1)
-        }
+        data = jnp.asarray(COEFFICIENTS)
+        at = {x: measure(loss, jnp.asarray(float(x)), data, key=keys[0]) for x in (0, 1)}
         judged = {
             (x, b): verdict(at[x], learning_rate=eta, batch_size=b) for x in (0, 1) for b in (1, N)
         }
         sides = jnp.asarray([-offset, offset])
-        run = functools.partial(simulate, steps=settings.steps)
+        run = functools.partial(simulate, learning_rate=eta, steps=settings.steps)
         sgd, gd = {}, {}
         for x in (0, 1):
             starts = x + jnp.resize(sides, (settings.seeds,))
-            sgd[x] = np.asarray(run(starts, eta, curvature, keys[1 + x], batch_size=1))
-            gd[x] = np.asarray(run(x + sides, eta, curvature, keys[3], batch_size=N))
+            sgd[x] = np.asarray(run(starts, batch_size=1, key=keys[1 + x]))
+            gd[x] = np.asarray(run(x + sides, batch_size=N, key=keys[3]))
         starts = 1 + jnp.resize(sides, (settings.rate_runs,))
         steps = settings.rate_steps
-        path = simulate(starts, eta, curvature, keys[4], batch_size=1, steps=steps)
+        path = simulate(starts, learning_rate=eta, batch_size=1, steps=steps, key=keys[4])
         squares = np.asarray(((path - 1) / offset) ** 2)
     error = squares.std(0) / np.sqrt(len(squares))
     return Found(jax.device_get(at), judged, sgd, gd, squares.mean(0), error)
@@ -160,12 +99,6 @@ def run(settings: Settings, context: Context) -> Outcome:
 def ends_at(path: np.ndarray, x: int) -> np.ndarray:
     """Whether each run ended within 1e-3 of the minimum x."""
     return np.abs(path[:, -1] - x) < 1e-3
-
-
-def first_exit(path: np.ndarray) -> np.ndarray:
-    """First step at which each run is outside the quadratic region of x = 1; NaN if it never is."""
-    outside = np.abs(path - 1) > QUADRATIC_RADIUS
-    return np.where(outside.any(1), outside.argmax(1), np.nan)
 
 
 def rows(found: Found, settings: Settings) -> list[dict[str, Any]]:
@@ -214,7 +147,7 @@ def _fate(name: str, statement: str, ends: np.ndarray, predicted: float | None) 
 def claims(found: Found, settings: Settings) -> list[Claim]:
     """The theorems of the figure; each depends on the learning rate, and says so."""
     eta = settings.learning_rate
-    near_1, near_0 = predict(eta, (0.2, 3.8)), predict(eta, (2.0, 2.0))
+    near_1, near_0 = (predict(x, learning_rate=eta) for x in (1, 0))
     gd_stays = None if eta == 1 else float(abs(1 - 2 * eta) < 1)
     result = []
     for x, s in ((1, 1.8), (0, 0.0)):
@@ -279,7 +212,7 @@ def _growth_claim(found: Found, growth: float) -> Claim:
 def describe(found: Found, settings: Settings) -> str:
     """The verdicts, which were made before the runs, and what happened."""
     eta = settings.learning_rate
-    near_1 = predict(eta, (0.2, 3.8))
+    near_1 = predict(1, learning_rate=eta)
     lines = []
     for row in rows(found, settings):
         place = f"near x = {row['start_near']}, {row['method']:>3} (B = {row['batch_size']})"
@@ -294,7 +227,7 @@ def describe(found: Found, settings: Settings) -> str:
         )
     times = first_exit(found.sgd[1])
     radius, start = QUADRATIC_RADIUS, settings.offset
-    rms = escape_steps(near_1.growth, start=start, end=radius)
+    rms = escape_steps(near_1.growth, factor=(radius / start) ** 2)
     typical = np.log(radius / start) / near_1.exponent if near_1.exponent > 0 else np.inf
     lines.append(
         f"E (x-1)^2 grows by {near_1.growth:.4f} each step in theory: its root reaches {radius} "
@@ -312,13 +245,13 @@ def describe(found: Found, settings: Settings) -> str:
 def draw(found: Found, settings: Settings) -> Any:
     """Landscape, trajectories, loss burst and growth."""
     x = np.linspace(-0.8, 2.2, 601)
-    losses = np.asarray(example_loss(x[:, None], np.asarray(CURVATURE)[None]))
+    losses = np.asarray(loss(x[:, None], COEFFICIENTS[None]))
     escaped = first_exit(found.sgd[1])
     # The run that takes the median time is drawn, together with a few others in grey.
     order = np.argsort(escaped)
     shown = found.sgd[1][order[np.linspace(0, len(order) - 1, 9).astype(int)[1:-1]]]
     steps = np.arange(settings.rate_steps + 1)
-    growth = predict(settings.learning_rate, (0.2, 3.8)).growth
+    growth = predict(1, learning_rate=settings.learning_rate).growth
     last = int(np.nanmax(first_exit(shown))) if np.isfinite(first_exit(shown)).any() else 0
     length = min(settings.steps, last + 25) + 1
     return plots.toy_escape(

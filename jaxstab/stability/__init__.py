@@ -1,6 +1,6 @@
 """What sharpness, non-uniformity, H and Σ say about an optimizer at a minimum."""
 
-from jaxstab.stability import boundary, diffusion, edges, exact, linearized
+from jaxstab.stability import boundary, diffusion, edges, escape, exact, linearized, two_wells
 from jaxstab.stability.criteria import (
     Box,
     Margins,
@@ -26,12 +26,14 @@ __all__ = [
     "box",
     "diffusion",
     "edges",
+    "escape",
     "exact",
     "linearized",
     "margins",
     "one_step_growth",
     "one_step_operator",
     "sufficient_learning_rate",
+    "two_wells",
     "variance_factor",
     "verdict",
 ]

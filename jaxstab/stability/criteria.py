@@ -49,6 +49,25 @@ def variance_factor(n: int, batch_size: int, replacement: bool = False) -> float
     return 0.0 if batch_size == n else (n - batch_size) / (batch_size * (n - 1))
 
 
+def growth_along(curvature: Any, variance: Any, *, learning_rate: Any, variance_factor: Any) -> Any:
+    """Returns (1 − ηh)² + η²π Var, the factor of E (vᵀx)² in one step of SGD from x along v.
+
+    For one parameter it is the left side of eq. 8 of the paper, the mean-square growth itself; in
+    more it is a lower bound of it, and the Rayleigh quotient of the moment map at vvᵀ.
+
+    Args:
+      curvature: h = vᵀHv, of any shape.
+      variance: Var_i(vᵀH_i v) over the examples, broadcast against it.
+      learning_rate: η.
+      variance_factor: π(B), from `variance_factor`.
+
+    Example:
+      >>> growth_along(2.0, 1.0, learning_rate=0.5, variance_factor=1.0)
+      0.25
+    """
+    return (1 - learning_rate * curvature) ** 2 + learning_rate**2 * variance_factor * variance
+
+
 class Box(NamedTuple):
     """Upper bounds of eq. 9, in units of 1/step size."""
 
@@ -231,9 +250,10 @@ def _one_parameter_finding(
     """Eq. 8 for p = 1, where it is sufficient and necessary: (1 - η a)² + η² π s² ≤ 1."""
     a = (float(sharpness.interval.lower), float(sharpness.interval.upper))
     s = (float(nonuniformity.interval.lower), float(nonuniformity.interval.upper))
-    squares = [(1 - eta * x) ** 2 for x in a]
-    least = 0.0 if a[0] <= 1 / eta <= a[1] else min(squares)
-    lower, upper = least + eta**2 * pi * s[0] ** 2, max(squares) + eta**2 * pi * s[1] ** 2
+    options: dict[str, float] = {"learning_rate": eta, "variance_factor": pi}
+    nearest = min(max(1 / eta, a[0]), a[1])  # where (1 - eta x)^2 is least
+    lower = growth_along(nearest, s[0] ** 2, **options)
+    upper = max(growth_along(x, s[1] ** 2, **options) for x in a)
     text = f"one parameter: E x^2 multiplies by a factor in [{lower:.5g}, {upper:.5g}] each step"
     if lower > 1:
         return _Finding("outside", "theorem", text)

@@ -13,7 +13,6 @@ Wang & Wu, JMLR 21, 2020, eq. 4.38-4.47. For small problems: the H_i are dense m
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -322,18 +321,3 @@ def mean_square_growth(
     pi = variance_factor(problem.n, batch_size, replacement)
     operator = MomentMap(problem, learning_rate, pi)
     return lanczos(tol=tol, max_matvecs=max_matvecs)(operator, problem.hessian, key=key)
-
-
-def escape_steps(rate: float, *, start: float, end: float) -> float:
-    """Returns the steps until sqrt(E |x|²) grows from `start` to `end` at `rate` per step.
-
-    log(end² / start²) / log(rate); infinite if the rate is at most 1. Single runs differ: E |x|²
-    is carried by the largest of many, and a typical run of SGD takes longer.
-
-    Example:
-      >>> round(escape_steps(1.69, start=1e-5, end=0.1), 1)
-      35.1
-    """
-    check_positive("start", start)
-    check_positive("end", end)
-    return 2 * math.log(end / start) / math.log(rate) if rate > 1 else math.inf

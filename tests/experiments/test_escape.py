@@ -5,17 +5,13 @@ import json
 import math
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxstab import lanes, testing
-from jaxstab.eigen import EigenResult, Interval
 from jaxstab.experiments import departure, departure_summary, escape, lbfgs
 from jaxstab.experiments.base import Context, execute
-from jaxstab.experiments.departure import Start, Trial
-from jaxstab.measurement import Measurement
+from jaxstab.experiments.departure import Trial
 
 PAPER = escape.EXPERIMENT.settings("paper")
 # the paper's data set by its schema, and a small network: the same code, in seconds
@@ -36,70 +32,12 @@ TINY = dataclasses.replace(
 )
 
 
-def well(w, curvature):
-    """Two directions of curvatures 2 and 1/2 on average; the first differs over the examples."""
-    return 0.5 * (curvature * w[0] ** 2 + 0.5 * w[1] ** 2)
-
-
-def result(value, vector):
-    return EigenResult(value, vector, 0.0, Interval(value, value), 9, True)
-
-
-def quadratic_start(params=(0.1, 0.1)):
-    curvatures = jnp.array([1.0, 3.0, 1.0, 3.0])  # H = diag(2, 1/2), Sigma = diag(1, 0)
-    params = jnp.array(params)
-    value = float(jnp.mean(jax.vmap(well, (None, 0))(params, curvatures)))
-    first = jnp.array([1.0, 0.0])
-    measurement = Measurement(result(2.0, first), result(1.0, first), 4, value, 0.01)
-    return Start("w 0", well, curvatures, params, measurement, None, {"steps": 100})
-
-
 def trial(**changed):
     settings = {
         "learning_rates": (0.5, 1.5), "batch_sizes": (2, 4), "seeds": (0, 1), "burst_steps": 20,
         "steps": {2: 40, 4: 40}, "escape_factor": 10.0,
     } | changed  # fmt: skip
     return Trial(**settings)
-
-
-def test_rate_and_time_of_linear_theory_by_hand():
-    found = {(p["learning_rate"], p["batch_size"]): p for p in departure.predict(
-        quadratic_start(), trial())}  # fmt: skip
-    pi = (4 - 2) / (2 * 3)
-    assert found[0.5, 4]["rate"] == pytest.approx(0.0, abs=1e-6)  # (1 - 0.5 * 2)^2
-    assert found[0.5, 2]["rate"] == pytest.approx(0.25 * pi, rel=1e-5)
-    assert found[1.5, 4]["rate"] == pytest.approx(4.0, rel=1e-5)
-    assert found[1.5, 2]["rate"] == pytest.approx(4 + 2.25 * pi, rel=1e-5)
-    assert found[0.5, 2]["predicted_steps"] == math.inf
-    loss = (2 * 0.01 + 0.5 * 0.01) / 2
-    # all the energy along the first axis is 2 * 0.1^2 / 2, and GD has no noise
-    expected = math.log(9 * loss / 0.01) / math.log(4)
-    assert found[1.5, 4]["predicted_steps"] == pytest.approx(expected, rel=1e-4)
-    noise = np.var([0.1, 0.3, 0.1, 0.3])  # slopes along the first axis
-    expected = math.log(9 * loss / (0.01 + 2.25 * pi * noise)) / math.log(4 + 2.25 * pi)
-    assert found[1.5, 2]["predicted_steps"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_the_rate_is_a_lower_bound_of_the_second_moment_map():
-    rng = np.random.default_rng(0)
-    n, p, eta, batch_size = 6, 3, 0.7, 2
-    factors = rng.normal(size=(n, p, p))
-    hessians = factors @ factors.transpose(0, 2, 1) / p
-    mean, pi = hessians.mean(0), (n - batch_size) / (batch_size * (n - 1))
-    eye = np.eye(p)
-    # row-major vec: A S A as kron(A, A)
-    steps = [np.kron(eye - eta * h, eye - eta * h) for h in hessians]
-    moments = (1 - pi) * np.kron(eye - eta * mean, eye - eta * mean) + pi * np.mean(steps, axis=0)
-    exact = np.max(np.abs(np.linalg.eigvalsh(moments)))
-    values, vectors = np.linalg.eigh(mean)
-    top = jnp.asarray(vectors[:, -1], jnp.float32)
-    data = jnp.asarray(hessians, jnp.float32)
-    measurement = Measurement(result(values[-1], top), result(1.0, top), n, 1.0, 0.0)
-    start = Start(
-        "q 0", lambda w, h: w @ h @ w / 2, data, jnp.ones(p), measurement, None, {"steps": 1}
-    )
-    found = departure.predict(start, trial(learning_rates=(eta,), batch_sizes=(batch_size,)))
-    assert 0.3 * exact < found[0]["rate"] <= exact * (1 + 1e-5)
 
 
 def history(losses, every=1):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from jaxstab.experiments import toy_escape
@@ -38,17 +37,6 @@ def test_predictions_are_made_from_the_measurement(outcome):
     assert "measured first exit: median" in outcome[1].text
 
 
-def test_the_losses_have_the_second_derivatives_of_the_note():
-    near = np.array([1 - 1e-2, 1, 1 + 1e-2])
-    for curvature, second in ((0.1, 0.2), (1.9, 3.8)):
-        values = np.asarray(toy_escape.example_loss(near, curvature), float)
-        assert values @ [1, -2, 1] / 1e-4 == pytest.approx(second, rel=1e-2)
-    radius = toy_escape.QUADRATIC_RADIUS
-    for x in (1 - radius, 1 + radius):
-        for curvature in (0.1, 1.9):
-            assert toy_escape.example_loss(x, curvature) == pytest.approx(curvature * (x - 1) ** 2)
-
-
 def test_a_wrong_growth_or_place_does_not_hold():
     found = toy_escape.compute(TINY)
     moved = found._replace(growth=found.growth * 1.1)
@@ -61,8 +49,6 @@ def test_a_wrong_growth_or_place_does_not_hold():
 
 
 def test_another_learning_rate_has_other_predictions():
-    slow = toy_escape.predict(0.3, (0.2, 3.8))
-    assert slow.growth < 1 and slow.exponent < 0
     settings = dataclasses.replace(TINY, learning_rate=0.3)
     found = toy_escape.compute(settings)
     assert found.verdicts[1, 1].status == "stable"

@@ -121,12 +121,6 @@ def test_simulation_compiles_once_for_all_rates_and_starts():
     assert count() == before
 
 
-def test_escape_steps():
-    assert linearized.escape_steps(1.0, start=0.1, end=1.0) == np.inf
-    steps = linearized.escape_steps(1.1, start=0.1, end=1.0)
-    assert 0.1**2 * 1.1**steps == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
     "call, words",
     [
