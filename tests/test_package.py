@@ -21,6 +21,7 @@ MODULES = sorted(
 # A module imports from its own layer and from lower ones; eigen and the operators do not meet.
 LAYERS = {
     "callables": 0, "checks": 0, "convolutions": 0, "files": 0, "progress": 0,
+    "precision": 0, "resolution": 0, "emulation": 0,
     "data": 1, "tfds": 1, "losses": 1, "sampling": 1, "models": 2, "testing": 2,
     "operators": 3, "eigen": 3,
     "measurement": 4,

@@ -14,6 +14,7 @@ from jaxstab.operators.chunks import (
     sum_over_chunks,
 )
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
+from jaxstab.precision import check_precision
 
 
 @operator
@@ -49,7 +50,12 @@ class GradientCovariance(Operator):
 
 
 def gradient_covariance(
-    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> GradientCovariance:
     """Returns the operator v ↦ C_g v, C_g = (1/n) Σ g_i g_iᵀ − g gᵀ (FORMULAS.md, 4).
 
@@ -58,4 +64,4 @@ def gradient_covariance(
     """
     loss, params, data = check_problem(loss, params, data)
     chunk_shape(data, chunk_size)
-    return GradientCovariance(loss, params, data, chunk_size)
+    return GradientCovariance(loss, params, data, chunk_size, precision=check_precision(precision))

@@ -22,6 +22,7 @@ from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_params, data_size
 from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
 from jaxstab.operators.contexts import Contexts, automatic_chunk
+from jaxstab.precision import HasPrecision, check_precision, with_own_precision
 
 Params = Any
 Loss = Callable[[Params, Any], jax.Array]
@@ -30,7 +31,12 @@ Class = TypeVar("Class")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def operator(cls: type[Class]) -> type[Class]:
-    """Registers a frozen dataclass as a callable pytree; fields marked static are not leaves."""
+    """Registers a frozen dataclass as a callable pytree; fields marked static are not leaves.
+
+    What it computes is traced at its `precision`.
+    """
+    for name in {"product", "prepare"} & vars(cls).keys():
+        setattr(cls, name, with_own_precision(vars(cls)[name]))
     return register(dataclasses.dataclass(frozen=True, repr=False)(cls))  # type: ignore[arg-type]
 
 
@@ -40,7 +46,7 @@ def apply(matvec: Callable[[Params], Params], v: Params) -> Params:
     return matvec.product(v)  # type: ignore[attr-defined]
 
 
-class Operator:
+class Operator(HasPrecision):
     """A linear operator v ↦ A v on pytrees shaped like the parameters."""
 
     loss: Any
@@ -213,7 +219,14 @@ class VmapSecondMoment(Operator):
         return scale_like(total, data_size(self.data), self.params)
 
 
-def hessian(loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None) -> Hessian:
+def hessian(
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
+) -> Hessian:
     """Returns the operator v ↦ H v of L(θ) = (1/n) Σ ℓ_i(θ).
 
     Args:
@@ -222,6 +235,9 @@ def hessian(loss: Loss, params: Params, data: Any, *, chunk_size: int | None = N
       data: pytree of arrays with a common leading axis n; one slice of it is an `example`.
       chunk_size: examples differentiated at once (any remainder is weighted correctly); None
         takes as many as about 1 GiB of residuals allows.
+      precision: of the matrix products and convolutions in float32: "highest", full float32;
+        "high" and "default", faster and coarser on GPU and TPU (`jax.lax.Precision`); None, what
+        JAX is set to. One that the loss asks for itself stays as it is, see `explain`.
 
     Returns:
       A callable pytree; `hessian(...)(v)` has the structure, shapes and dtypes of `params`.
@@ -238,11 +254,16 @@ def hessian(loss: Loss, params: Params, data: Any, *, chunk_size: int | None = N
     """
     loss, params, data = check_problem(loss, params, data)
     chunk_shape(data, chunk_size)
-    return Hessian(loss, params, data, chunk_size)
+    return Hessian(loss, params, data, chunk_size, precision=check_precision(precision))
 
 
 def per_example_hessian(
-    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> PerExampleHessian:
     """Returns the operator v ↦ (H_i v)_i, leading axis n (FORMULAS: `jvp` of `grad`, vmapped).
 
@@ -250,4 +271,4 @@ def per_example_hessian(
     """
     loss, params, data = check_problem(loss, params, data)
     chunk_shape(data, chunk_size)
-    return PerExampleHessian(loss, params, data, chunk_size)
+    return PerExampleHessian(loss, params, data, chunk_size, precision=check_precision(precision))

@@ -1,5 +1,6 @@
 """Σ = (1/n) Σ H_i² − H² and the second moment it comes from, by the cheapest valid method."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from jaxstab.operators.hessian import (
     check_problem,
     operator,
 )
+from jaxstab.precision import check_precision
+from jaxstab.resolution import describe_products
 
 METHODS = ("auto", "factored", "gauss_newton", "vmap")
 
@@ -56,6 +59,7 @@ def hessian_second_moment(
     *,
     method: str = "auto",
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> Operator:
     """Returns the operator v ↦ (1/n) Σ_i H_i² v (Wu, Ma, E 2018, section 3).
 
@@ -69,6 +73,7 @@ def hessian_second_moment(
         `gauss_newton_difference` elsewhere), "vmap" (the definition, H_i (H_i v) example by
         example) or "auto": "factored", the cheapest that is exact for every loss at every point.
       chunk_size: examples treated at once; None lets the memory decide.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       A callable pytree, v ↦ (1/n) Σ H_i² v, shaped like `params`.
@@ -76,7 +81,8 @@ def hessian_second_moment(
     Raises:
       ValueError, TypeError: for an unknown method and as `jaxstab.hessian`.
     """
-    return _moment(loss, params, data, method, chunk_size, centred=False)
+    operator = _moment(loss, params, data, method, chunk_size, centred=False)
+    return dataclasses.replace(operator, precision=check_precision(precision))
 
 
 def hessian_variance(
@@ -86,13 +92,15 @@ def hessian_variance(
     *,
     method: str = "auto",
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> Operator:
     """Returns the operator v ↦ Σ v, Σ = (1/n) Σ_i H_i² − H² (Wu, Ma, E 2018, section 3).
 
     Σ is positive semi-definite; its eigenvalues have units 1 / step size². Arguments and errors as
     for `hessian_second_moment`.
     """
-    return _moment(loss, params, data, method, chunk_size, centred=True)
+    operator = _moment(loss, params, data, method, chunk_size, centred=True)
+    return dataclasses.replace(operator, precision=check_precision(precision))
 
 
 def _moment(
@@ -119,13 +127,20 @@ def explain(loss: Loss, params: Params, data: Any) -> str:
     "factored": from rows of activations and cotangents. "elementwise": by its per-example
     gradient, which is of activation size. "explicit": by its per-example gradient of the leaf's
     own size, the fall-back, exact but of memory chunk × leaf.
+
+    Products of the loss that ask for a precision or a coarse dtype of their own come last: they
+    keep it whatever `precision` says, and the certificate is about the model as so computed.
     """
     loss, params, data = check_problem(loss, params, data)
     structure = read_structure(loss, params, data)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     names = ["params" + jax.tree_util.keystr(path) for path in paths]
     width = max(map(len, names))
-    return "\n".join(
+    lines = [
         f"{name:<{width}}  {leaf.form:<11}  {leaf.reason}"
         for name, leaf in zip(names, structure.leaves, strict=True)
-    )
+    ]
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    with jax.default_matmul_precision(None):
+        program = jax.make_jaxpr(lambda *args: args[0](*args[1:]))(loss, params, example)
+    return "\n".join([*lines, *describe_products(program)])
