@@ -68,7 +68,7 @@ def _check_names(argv: Sequence[str]) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `run` has one sub-command per experiment."""
     from jaxstab.experiments import REGISTRY
-    from jaxstab.experiments.selection import SWEEP
+    from jaxstab.experiments.wu2018.selection import SWEEP
 
     assert __doc__
     parser = argparse.ArgumentParser(
@@ -188,8 +188,8 @@ def command_list(_: argparse.Namespace) -> int:
     from jaxstab.experiments import REGISTRY
 
     width = max(map(len, REGISTRY), default=0)
-    for name, experiment in REGISTRY.items():
-        print(f"{name:<{width}}  {experiment.summary} [{experiment.source}]")
+    for name, listing in REGISTRY.listings.items():
+        print(f"{name:<{width}}  {listing.summary} [{listing.source}]")
     return 0
 
 
@@ -219,11 +219,11 @@ def command_run(given: argparse.Namespace) -> int:
     print(outcome.text)
     if outcome.claims:
         print("\nclaims")
-        for claim in outcome.claims:
-            print(f"  {claim.status:>13}: {claim.statement}")
-            measured, predicted = report.show(claim.measured), report.show(claim.predicted)
-            print(f"{'':>17}{claim.statistic}: {measured}, predicted {predicted} ({claim.kind})")
-    files = [*outcome.figures, given.out / "results.csv", given.out / "claims.json", page]
+    for claim in outcome.claims:
+        print(f"  {claim.status:>13}: {claim.statement}")
+        print(f"{'':>17}{report.show_claim(claim)}")
+    figures = sorted(given.out.glob("*.png"))
+    files = [*figures, given.out / "results.csv", given.out / "claims.json", page]
     print("\nfiles\n" + "\n".join(f"  {path}" for path in files))
     return 0
 
@@ -233,14 +233,14 @@ def command_measure(given: argparse.Namespace) -> int:
     import jax
 
     from jaxstab import store
-    from jaxstab.experiments import grid
-    from jaxstab.experiments.base import batch_sizes_for, parse_batch_size
+    from jaxstab.experiments import problems
+    from jaxstab.experiments.settings import batch_sizes_for, parse_batch_size
     from jaxstab.measurement import measure
     from jaxstab.stability.criteria import verdict
 
     if (given.learning_rate is None) != (given.batch_size is None):
         raise ValueError("a verdict needs both --learning-rate and --batch-size")
-    problem = grid.load_problem(
+    problem = problems.load_problem(
         given.dataset,
         given.model,
         loss=given.loss,
@@ -251,7 +251,7 @@ def command_measure(given: argparse.Namespace) -> int:
     folder = given.checkpoint
     folder = folder / "params" if (folder / "params").is_dir() else folder
     like = jax.eval_shape(problem.init, jax.random.key(0), 1.0)
-    params = grid.check_like(store.load_params(folder), like, folder)
+    params = problems.check_like(store.load_params(folder), like, folder)
     key = jax.random.key(0)
     found = measure(
         problem.loss,

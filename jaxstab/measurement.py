@@ -1,6 +1,7 @@
 """Sharpness and non-uniformity of any model at any point, certified: operators meet solvers."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,11 @@ from jaxstab.checks import check_finite, data_size
 from jaxstab.eigen import EigenResult, Interval, lanczos
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, total_loss
+
+QUANTITIES = ("sharpness", "nonuniformity")
+# The names of a record, in the order in which they are written.
+_PARTS = ("", "_lower", "_upper", "_residual", "_matvecs", "_converged")
+RECORD_NAMES = ("n", "loss", "gradient_norm", *(q + part for q in QUANTITIES for part in _PARTS))
 
 
 class Measurement(NamedTuple):
@@ -29,6 +35,59 @@ class Measurement(NamedTuple):
     n: int
     loss: jax.Array
     gradient_norm: jax.Array
+
+    def to_record(self) -> dict[str, Any]:
+        """The same as one flat dict of scalars, by the names in `RECORD_NAMES`, for a table's row.
+
+        Numbers are Python's, and traced where they are traced here. Eigenvectors are left out.
+
+        Example:
+          >>> curvature = lambda x, h: h * x**2 / 2
+          >>> data = jnp.array([1.0, 3.0])
+          >>> found = measure(curvature, jnp.zeros(()), data, key=jax.random.key(0))
+          >>> record = found.to_record()
+          >>> record["n"], round(record["sharpness"], 3), round(record["nonuniformity"], 3)
+          (2, 2.0, 1.0)
+          >>> Measurement.from_record(record).to_record() == record
+          True
+        """
+        record = {"n": self.n, "loss": self.loss, "gradient_norm": self.gradient_norm}
+        for name in QUANTITIES:
+            result = getattr(self, name)
+            values = (result.value, *result.interval, result.residual)
+            values += (result.matvecs, result.converged)
+            record |= {name + part: value for part, value in zip(_PARTS, values, strict=True)}
+        return {name: _scalar(value) for name, value in record.items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], *, n: int | None = None) -> "Measurement":
+        """The measurement that `to_record` flattened; its eigenvectors are None.
+
+        Args:
+          record: with the names in `RECORD_NAMES`, among any others: a row of a sweep.
+          n: number of examples, where the record does not hold it.
+
+        Raises:
+          ValueError: if the record lacks one of the names.
+        """
+        record = dict(record) if n is None else dict(record) | {"n": n}
+        missing = [name for name in RECORD_NAMES if name not in record]
+        if missing:
+            raise ValueError(
+                f"no measurement in this record: it lacks {', '.join(missing)}; give a row of a "
+                "sweep that measures (and n, which the sweep itself knows)"
+            )
+
+        def result(name: str) -> EigenResult:
+            value, lower, upper, *rest = (record[name + part] for part in _PARTS)
+            return EigenResult(value, None, rest[0], Interval(lower, upper), *rest[1:])
+
+        others = (record[name] for name in ("n", "loss", "gradient_norm"))
+        return cls(result("sharpness"), result("nonuniformity"), *others)
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, jax.core.Tracer) else np.asarray(value).item()
 
 
 def sharpness(

@@ -5,19 +5,25 @@ the page, styles too: it can be sent as it is and needs no network.
 """
 
 import base64
-import csv
 import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxstab import files
+from jaxstab.experiments import tables
+from jaxstab.experiments.tables import Column, Table
+
+if TYPE_CHECKING:
+    from jaxstab.experiments.claims import Claim
 
 REPORT = "report.html"
-_GOOD, _BAD = ("holds", "inside", "stable"), ("does not hold", "outside", "unstable")
+# Columns of results whose words are verdicts, shown in colour.
+STATUS = ("side", "sharpness_side", "nonuniformity_side", "verdict", "predicted")
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
@@ -65,8 +71,9 @@ def build(folder: Path | str) -> str:
 def _experiment(folder: Path) -> str:
     run = files.read_json(folder / "run.json")
     claims = _read_json(folder / "claims.json", [])
-    rows = _read_rows(folder / "results.csv")
-    summary = folder / "summary.txt"
+    found = _read_json(folder / "tables.json", {"tables": [], "notes": []})
+    results = folder / "results.csv"
+    rows = pd.read_csv(results) if results.exists() else pd.DataFrame()
     named = [folder / name for name in run.get("figures", [])]
     figures = [path for path in named if path.exists()] or sorted(folder.glob("*.png"))
     took = f", took {run['seconds']} s" if "seconds" in run else ""
@@ -74,35 +81,64 @@ def _experiment(folder: Path) -> str:
         f"<p>{_text(run.get('summary', ''))}<br>Source: {_text(run.get('source', ''))}. "
         f"Preset {_text(run.get('preset', ''))}, {_text(run.get('status', ''))}{took}.</p>",
         _section("What was run", _definitions(run.get("settings", {}))),
-        _section("Claims", _table(claims)) if claims else "",
+        _section("Claims", _claims(claims)) if claims else "",
         _section("Figures", "".join(map(_figure, figures))) if figures else "",
-        _section("Table", f"<pre>{_text(summary.read_text())}</pre>") if summary.exists() else "",
-        _section(f"Results: {len(rows)} rows", _table(rows)) if rows else "",
+        _section("Tables", _found(found["tables"], found["notes"])),
+        _section(f"Results: {len(rows)} rows", _table(rows)) if len(rows) else "",
         _section("Environment", _definitions(run.get("environment", {}))),
     ]
     return _page(run.get("experiment", folder.name), parts)
 
 
 def _sweep(folder: Path) -> str:
-    """A sweep that was run from Python: judged here as the experiments judge theirs."""
+    """A sweep that was run from Python: placed here as the experiments place theirs."""
     from jaxstab import store
     from jaxstab.experiments import minima
 
     description = store.read_description(folder) or {}
-    rows: Sequence[Mapping[str, Any]] = store.read_records(folder)
+    records = store.read_records(folder)
+    rows = pd.DataFrame(records)
     parts = [_section("What was run", _definitions(description))]
     n = description.get("n")
-    if n and rows and "sharpness" in rows[0]:
-        kind = description.get("config", {}).get("loss", "squared")
-        rows = [minima.judge(row, n, loss_kind=kind) for row in rows]
-        figures = [
-            _image(_png(figure), f"η = {eta:g}") for eta, figure in minima.diagrams(rows, n=n)
-        ]
-        text = f"{minima.table(rows, n=n)}\n\n{minima.conclusion(rows)}"
+    if n and "sharpness" in rows:
+        rows = minima.place(
+            records, n, loss_kind=description.get("config", {}).get("loss", "squared")
+        )
+        figures = [_image(_png(f), name) for name, f in minima.diagrams(rows, n=n).items()]
+        table = minima.table(rows, n=n).rendered()
         parts.append(_section("Figures", "".join(figures)))
-        parts.append(_section("Table", f"<pre>{_text(text)}</pre>"))
+        parts.append(_section("Table", _found([table], minima.conclusion(rows))))
     parts.append(_section(f"Results: {len(rows)} runs", _table(rows)))
     return _page(f"Sweep {folder.resolve().name}", parts)
+
+
+def _found(rendered: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """Tables and the lines below them."""
+    lines = f"<pre>{_text(chr(10).join(notes))}</pre>" if notes else ""
+    return "".join(map(tables.to_html, rendered)) + lines
+
+
+def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
+    rows = pd.DataFrame([{key: show(value) for key, value in claim.items()} for claim in claims])
+    names = ("status", "statement", "statistic", "measured", "predicted", "uncertainty", "kind")
+    columns = [Column(name, status=name == "status") for name in names]
+    return tables.to_html(Table("claims", rows, [*columns, Column("name")]).rendered())
+
+
+def _table(rows: pd.DataFrame) -> str:
+    """Rows as they are."""
+    columns = [Column(name, name, format=".5g", status=name in STATUS) for name in rows.columns]
+    return tables.to_html(Table("results", rows, columns).rendered())
+
+
+def show_claim(claim: "Claim") -> str:
+    """Statistic, measured value with its interval, prediction and kind, in one line."""
+    interval = (claim.uncertainty or {}).get("interval")
+    around = f" [{', '.join(map(show, interval))}]" if interval else ""
+    return (
+        f"{claim.statistic}: {show(claim.measured)}{around}, predicted {show(claim.predicted)} "
+        f"({claim.kind})"
+    )
 
 
 def _page(title: str, parts: Sequence[str]) -> str:
@@ -125,23 +161,6 @@ def _definitions(values: Mapping[str, Any]) -> str:
         for name, value in values.items()
     ]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows under the union of their columns; verdicts in colour."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(_cell(row.get(column, "")) for column in columns) + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
-
-
-def _cell(value: Any) -> str:
-    kind = "good" if value in _GOOD else "bad" if value in _BAD else ""
-    number = isinstance(value, int | float)
-    return f'<td class="{kind or ("" if number else "text")}">{_text(show(value))}</td>'
 
 
 def show(value: Any) -> str:
@@ -176,20 +195,3 @@ def _png(figure: Figure) -> bytes:
 
 def _read_json(path: Path, default: Any) -> Any:
     return files.read_json(path) if path.exists() else default
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file, numbers as numbers."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(cell: str) -> Any:
-    for read in (int, float):
-        try:
-            return read(cell)
-        except ValueError:
-            continue
-    return cell

@@ -1,6 +1,6 @@
 """A grid of runs over all devices, resumable: learning rates x batch sizes x scales x seeds.
 
-Runs are grouped by batch size, which is all that compilation depends on; `jaxstab.lanes` spreads
+Runs are grouped by batch size, which is all that compilation depends on; `jaxstab.dispatch` spreads
 them over the devices, and `jaxstab.store` keeps what is finished.
 
 Several hosts (`jax.distributed`): every process drives its own devices and takes every
@@ -20,9 +20,9 @@ import jax
 import numpy as np
 import optax
 
-from jaxstab import checks, lanes, store, training
+from jaxstab import checks, dispatch, store, training
 from jaxstab.callables import as_pytree
-from jaxstab.lanes import Point
+from jaxstab.dispatch import Point
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class SweepResult:
     Attributes:
       records: one dict per run, ordered by batch size, learning rate, initialisation scale, seed.
         Keys: batch_size, learning_rate, init_scale, seed, status ("converged", "step_limit",
-        "diverged"), steps, loss, initial_loss; with measuring gradient_norm, sharpness and
-        nonuniformity, each of the two also with _lower, _upper, _residual, _matvecs, _converged;
-        and what `evaluate` returned. What was not measured (diverged runs) is NaN.
+        "diverged"), steps, loss, initial_loss; with measuring what `Measurement.to_record` names,
+        without n, so that `Measurement.from_record(record, n=n)` is the measurement again; and
+        what `evaluate` returned. What was not measured (diverged runs) is NaN.
       out: the output folder, or None.
     """
 
@@ -170,10 +170,10 @@ def sweep(
     measuring = None if isinstance(measure, bool) else measure
     if measure is True:
         from jaxstab.measurement import measure as measuring
-    mesh = lanes.make_mesh(devices)
+    mesh = dispatch.make_mesh(devices)
     if runs_per_device is None:
         runs_per_device = 1 if mesh.devices.flat[0].platform == "cpu" else 16
-    work = lanes.Work(
+    work = dispatch.Work(
         loss,
         init,
         data,
@@ -190,7 +190,7 @@ def sweep(
 
 
 def _run_missing(
-    work: lanes.Work,
+    work: dispatch.Work,
     loops: Mapping[int, training.Loop],
     points: Sequence[Point],
     folder: store.Store | None,
@@ -205,7 +205,7 @@ def _run_missing(
         progress(len(records), len(points), None)
     missing = [point for point in points if point not in records]
     mine = missing[jax.process_index() :: jax.process_count()]
-    for point, record, params, history in lanes.ended_runs(work, loops, mine):
+    for point, record, params, history in dispatch.ended_runs(work, loops, mine):
         if folder is None:
             kept[point] = params, history
         else:
@@ -218,7 +218,7 @@ def _run_missing(
 
 
 def _describe(
-    work: lanes.Work,
+    work: dispatch.Work,
     loops: Mapping[int, training.Loop],
     points: Sequence[Point],
     initial: Any,

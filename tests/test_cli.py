@@ -6,10 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from jaxstab import cli, experiments, progress
-from jaxstab.experiments.base import Claim, Experiment, Outcome, parse_batch_size, setting
+from jaxstab.experiments.claims import claim
+from jaxstab.experiments.protocol import Experiment, Outcome
+from jaxstab.experiments.settings import parse_batch_size, setting
+from jaxstab.experiments.statistics import Estimate
 
 GRID = "--dataset digits --model fnn-small --n-train 40 --learning-rate 1 --batch-size 10 n"
 STOP = "--seeds 1 --max-steps 2000 --loss-tolerance 0.02"
@@ -40,8 +44,9 @@ def toy(monkeypatch):
             raise ValueError("this value is wrong: give another")
         if settings.name == "bug":
             raise AssertionError("a bug")
-        claim = Claim("c", "a claim", "theorem", "statistic", 1.0, 1.25, None, "holds")
-        return Outcome([{"value": 1}], [claim], (), "the table")
+        measured = Estimate(1.25, 1.0, 1.5, "over seeds")
+        one = claim("c", "a claim", "statistic", measured, ">=", 1, kind="theorem")
+        return Outcome(pd.DataFrame({"value": [1]}), [one], notes=["the table"])
 
     presets = {"quick": Settings(), "paper": Settings(seeds=50)}
     toy = Experiment("toy", "Author 2018, Fig. 1", "a toy", run, presets)
@@ -64,7 +69,7 @@ def test_run_prints_the_table_the_claims_and_the_files(toy, tmp_path, capsys):
     assert run(tmp_path) == 0
     printed = capsys.readouterr().out
     assert "the table" in printed and "holds: a claim" in printed
-    assert "statistic: 1.25, predicted 1 (theorem)" in printed
+    assert "statistic: 1.25 [1, 1.5], predicted >= 1 (theorem)" in printed
     files = re.findall(r"^  (/.*)$", printed, re.MULTILINE)
     assert [Path(path).name for path in files] == ["results.csv", "claims.json", "report.html"]
     assert all(Path(path).exists() for path in files)
@@ -136,7 +141,7 @@ def test_wrong_arguments(toy, tmp_path, monkeypatch, capsys, arguments, message)
     ],
 )
 def test_wrong_sweeps_end_before_any_training(tmp_path, monkeypatch, capsys, change, message):
-    monkeypatch.setattr("jaxstab.lanes.ended_runs", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("jaxstab.dispatch.ended_runs", lambda *_: pytest.fail("trained"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     options = {"--n-train": "40", "--learning-rate": "0.1", "--batch-size": "10", "--seeds": "1"}
     words = [word for pair in (options | change).items() for word in pair]

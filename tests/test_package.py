@@ -27,7 +27,7 @@ LAYERS = {
     "measurement": 4,
     "stability": 5,
     "transforms": 6, "tracking": 6,
-    "lanes": 7, "training": 7, "landscape": 7,
+    "dispatch": 7, "training": 7, "landscape": 7,
     "store": 8, "sweeps": 8,
     "plots": 9, "experiments": 10, "report": 11, "cli": 12,
 }  # fmt: skip

@@ -8,11 +8,16 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from jaxstab import report, store
-from jaxstab.experiments.base import Claim, Experiment, Outcome, execute, setting
+from jaxstab.experiments.claims import claim
+from jaxstab.experiments.protocol import Experiment, Outcome, execute
+from jaxstab.experiments.settings import setting
+from jaxstab.experiments.statistics import Estimate
+from jaxstab.experiments.tables import Column, Table
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,18 @@ def run(settings, context):
         {"run": 2, "side": "outside", "value": float("inf")},
         {"run": 3, "side": "<script>alert(1)</script>", "value": 2.0},
     ]
-    claims = [
-        Claim("c1", "a < b", "theorem", "statistic", "<= 1", 0.5, {"std": 0.1}, "holds"),
-        Claim("c2", "c", "observation", "statistic", 1.0, 2.0, None, "does not hold"),
-    ]
-    return Outcome(rows, claims, [context.save(Figure(), "diagram")], "table & text")
+    rows = pd.DataFrame(rows)
+    measured = Estimate(0.5, 0.4, 0.6, "95 %, over 3 seeds")
+    return Outcome(
+        rows=rows,
+        claims=[
+            claim("inside", "a < b", "statistic", measured, "<=", 1, kind="theorem"),
+            claim("c2", "c", "statistic", 2.0, "=", 1.0),
+        ],
+        tables=[Table("t", rows, [Column("value", "v", "1/step size")], title="table & title")],
+        figures={"diagram": Figure()},
+        notes=["a note < that"],
+    )
 
 
 @pytest.fixture
@@ -81,9 +93,11 @@ def test_the_page_shows_what_was_run_and_found(folder):
     page = report.write(folder).read_text()
     for text in ("toy", "Author 2018", "quick", "finished", "learning_rates", "0.1, 0.5"):
         assert text in page
-    assert "table &amp; text" in page and "a &lt; b" in page and "std: 0.1" in page
+    assert "table &amp; title" in page and "a note &lt; that" in page and "a &lt; b" in page
+    assert "interval: 0.4, 0.6, how: 95 %, over 3 seeds" in page
     assert '<td class="good">inside</td>' in page and '<td class="bad">outside</td>' in page
     assert '<td class="good">holds</td>' in page and '<td class="bad">does not hold</td>' in page
+    assert '<td class="text">inside</td>' in page  # the claim of that name is no verdict
     assert "0.33333" in page and "jaxlib" in page
 
 

@@ -17,16 +17,18 @@ from jaxstab.checks import check_at_least, check_batch_size, check_positive
 from jaxstab.experiments.base import (
     Claim,
     Context,
+    Estimate,
     Experiment,
     Outcome,
     batch_sizes_for,
     judge,
+    mean_interval,
     parse_batch_size,
     seed_range,
     setting,
 )
-from jaxstab.experiments.grid import Problem, describe, load_problem
-from jaxstab.experiments.statistics import Estimate, mean_interval
+from jaxstab.experiments.problems import Problem, load_problem
+from jaxstab.experiments.settings import describe
 from jaxstab.measurement import measure
 from jaxstab.stability.criteria import verdict
 from jaxstab.training import train

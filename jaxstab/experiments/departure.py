@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxstab import checks, lanes, sweeps, training
+from jaxstab import checks, dispatch, sweeps, training
 from jaxstab.experiments.base import Context, batch_sizes_for, seed_range
 from jaxstab.measurement import Measurement, measure, sharpness
 from jaxstab.stability import Verdict, escape, verdict
@@ -276,7 +276,7 @@ def follow(
             optimizer=optax.sgd,
             learning_rate=eta,
             batch_size=batch_size,
-            key=lanes.run_keys(seed)[1],
+            key=dispatch.run_keys(seed)[1],
             max_steps=steps - steps % check_every,
             check_every=check_every,
             loss_tolerance=None,

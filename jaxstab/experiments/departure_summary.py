@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from jaxstab import plots
-from jaxstab.experiments.base import Claim, judge
+from jaxstab.experiments.base import Claim, correlation, fraction, judge
 from jaxstab.experiments.departure import EDGE, Followed
-from jaxstab.experiments.statistics import correlation, fraction
 
 AGREEMENT = 0.9  # of the predictions, for the claim to hold
 

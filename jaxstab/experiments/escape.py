@@ -20,14 +20,16 @@ from jaxstab.experiments.base import (
     Context,
     Experiment,
     Outcome,
+    correlation,
     judge,
+    mean_interval,
     parse_batch_size,
     seed_range,
     setting,
 )
 from jaxstab.experiments.departure import Start
-from jaxstab.experiments.grid import Problem, describe, load_problem
-from jaxstab.experiments.statistics import correlation, mean_interval
+from jaxstab.experiments.problems import Problem, load_problem
+from jaxstab.experiments.settings import describe
 
 _PUBLISHED = {"clean": "fashion_mnist", "corrupted": "corrupted_fashion_mnist"}
 
@@ -295,9 +297,9 @@ def table_of_starts(starts: Sequence[Start], settings: Settings) -> str:
             f"{float(s.value):>8.4g} {accuracy:>13.2f}%"
         )
     if settings.dataset == "fashion_mnist":
-        for row in published.load("wu2018_table3"):
+        for row in published.load("wu2018_table3").to_dict("records"):
             lines.append(
-                f"{'published ' + row['dataset'][0]:>14} {'':>7} {row['sharpness']:>8.4g} "
+                f"{'published ' + row['start']:>14} {'':>7} {row['sharpness']:>8.4g} "
                 f"{row['nonuniformity']:>8.4g} {row['test_accuracy']:>13.2f}%"
             )
     return "\n".join(lines)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from jaxstab import files, lanes, plots, store, tracking, training
+from jaxstab import dispatch, files, plots, store, tracking, training
 from jaxstab.eigen import lanczos
 from jaxstab.experiments import departure, departure_summary
 from jaxstab.experiments.base import (
@@ -23,13 +23,14 @@ from jaxstab.experiments.base import (
     Experiment,
     Outcome,
     judge,
+    mean_interval,
     parse_batch_size,
     seed_range,
     setting,
 )
 from jaxstab.experiments.departure import Start
-from jaxstab.experiments.grid import Problem, describe, load_problem
-from jaxstab.experiments.statistics import mean_interval
+from jaxstab.experiments.problems import Problem, load_problem
+from jaxstab.experiments.settings import describe
 from jaxstab.operators import hessian
 from jaxstab.stability import edges
 
@@ -188,7 +189,7 @@ def _train(
 ) -> dict[str, Any]:
     """Trains to the tolerance, or reads what an earlier call found."""
     path = context.out / "minima" / f"{method.name}-{seed}"
-    init_key, batch_key = lanes.run_keys(seed)
+    init_key, batch_key = dispatch.run_keys(seed)
     initial = problem.init(init_key, 1.0)
 
     def compute() -> dict[str, Any]:

@@ -10,13 +10,13 @@ from jaxstab.plots.common import (
     Line,
     Series,
     draw_series,
-    edge,
     label_axes,
     mean_std,
     new_figure,
-    selection,
+    published_series,
     styled,
 )
+from jaxstab.plots.minima import batch_size, edge, plane, selection
 from jaxstab.plots.stability import boundary, stability_diagram, toy_escape
 
 __all__ = [
@@ -28,12 +28,15 @@ __all__ = [
     "STYLE",
     "Line",
     "Series",
+    "batch_size",
     "boundary",
     "draw_series",
     "edge",
     "label_axes",
     "mean_std",
     "new_figure",
+    "plane",
+    "published_series",
     "selection",
     "stability_diagram",
     "styled",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxstab import lanes, testing
+from jaxstab import dispatch, testing
 from jaxstab.experiments import departure, departure_summary, escape, lbfgs
 from jaxstab.experiments.base import Context, execute
 from jaxstab.experiments.departure import Trial
@@ -161,7 +161,7 @@ def test_a_repeated_run_trains_nothing(finished, monkeypatch):
         assert not points, "trained again"
         return iter(())
 
-    monkeypatch.setattr(lanes, "ended_runs", ended_runs)
+    monkeypatch.setattr(dispatch, "ended_runs", ended_runs)
     assert execute(escape.EXPERIMENT, TINY, **given).text == outcome.text
 
 
@@ -178,7 +178,7 @@ def test_a_repeated_run_trains_nothing(finished, monkeypatch):
     ],
 )
 def test_wrong_settings_before_any_training(tmp_path, prepared, monkeypatch, change, message):
-    monkeypatch.setattr(lanes, "ended_runs", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(dispatch, "ended_runs", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
         settings = dataclasses.replace(TINY, **change)
         execute(escape.EXPERIMENT, settings, out=tmp_path, data_dir=prepared)

@@ -22,25 +22,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxstab import training
+from jaxstab.measurement import RECORD_NAMES
 from jaxstab.training import Status
 
 AXIS = "runs"
 SLICE_SECONDS = 0.25
-MEASURED = (
-    "gradient_norm",
-    "sharpness",
-    "sharpness_lower",
-    "sharpness_upper",
-    "sharpness_residual",
-    "sharpness_matvecs",
-    "sharpness_converged",
-    "nonuniformity",
-    "nonuniformity_lower",
-    "nonuniformity_upper",
-    "nonuniformity_residual",
-    "nonuniformity_matvecs",
-    "nonuniformity_converged",
-)
 
 
 class Point(NamedTuple):
@@ -196,10 +182,10 @@ def _assess(work: Work, ended: list[Ended]) -> list[Ended]:
     diverged = np.array([run.record["status"] == "diverged" for run in filled])
     shared = work.loss, work.data, work.evaluate
     found = jax.device_get(_assess_lanes(work.measure, work.mesh, shared, params, seeds, diverged))
-    names = [name for name in MEASURED if name in found]  # jax sorts dicts by name
+    names = [name for name in RECORD_NAMES if name in found]  # jax sorts dicts by name
+    names += [name for name in found if name not in names]
     for lane, run in enumerate(ended):
-        for name in [*names, *(name for name in found if name not in names)]:
-            run.record[name] = found[name][lane].item()
+        run.record.update({name: found[name][lane].item() for name in names})
     return ended
 
 
@@ -254,7 +240,9 @@ def _assess_lanes(measure, mesh, shared, params, seeds, diverged):
         def known():
             found = {}
             if measure is not None:
-                found |= _metrics(measure(loss, params, data, key=key))
+                record = measure(loss, params, data, key=key).to_record()
+                known_before = ("n", "loss")  # the same for all runs; computed along the run
+                found |= {k: jnp.asarray(v) for k, v in record.items() if k not in known_before}
             if evaluate is not None:
                 found |= {name: jnp.asarray(value) for name, value in evaluate(params).items()}
             return found
@@ -266,15 +254,6 @@ def _assess_lanes(measure, mesh, shared, params, seeds, diverged):
         return jax.lax.cond(diverged, unknown, known)
 
     return _on_all_devices(assess, mesh, _in_turn, (shared,), (params, seeds, diverged))
-
-
-def _metrics(measurement: Any) -> dict[str, jax.Array]:
-    """The scalars of a measurement, by the names that they have in a record."""
-    values = [measurement.gradient_norm]
-    for result in (measurement.sharpness, measurement.nonuniformity):
-        values += [result.value, *result.interval]
-        values += [result.residual, result.matvecs, result.converged]
-    return dict(zip(MEASURED, map(jnp.asarray, values), strict=True))
 
 
 def _missing(shape: Any) -> jax.Array:
