@@ -11,7 +11,17 @@ from jaxstab.landscape.asymmetry import (
     probability,
     shift_gap,
 )
+from jaxstab.landscape.chains import Comparison, Draws, Mixing, compare, diagnose, langevin_chains
 from jaxstab.landscape.directions import between, directions, random_subset
+from jaxstab.landscape.flatness import FlatnessRadius, flatness_radius
+from jaxstab.landscape.noise import (
+    GradientNoise,
+    gradient_noise,
+    hill,
+    mcculloch,
+    noise_statistics,
+)
+from jaxstab.landscape.potentials import Channel, flat_valley, two_wells
 from jaxstab.landscape.slices import (
     Derivatives,
     Plane,
@@ -24,8 +34,14 @@ from jaxstab.landscape.slices import (
 
 __all__ = [
     "Asymmetry",
+    "Channel",
+    "Comparison",
     "Derivatives",
+    "Draws",
     "FlatSide",
+    "FlatnessRadius",
+    "GradientNoise",
+    "Mixing",
     "Plane",
     "Probability",
     "Reestimated",
@@ -33,13 +49,23 @@ __all__ = [
     "Slice",
     "asymmetry",
     "between",
+    "compare",
     "derivatives",
+    "diagnose",
     "directions",
     "flat_side",
+    "flat_valley",
+    "flatness_radius",
+    "gradient_noise",
+    "hill",
     "is_asymmetric",
+    "langevin_chains",
+    "mcculloch",
+    "noise_statistics",
     "plane",
     "probability",
     "random_subset",
     "shift_gap",
     "slice",
+    "two_wells",
 ]
