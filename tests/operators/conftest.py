@@ -1,6 +1,7 @@
 """One registry of problems, (loss, params, data) with few parameters, for every operator test."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -229,8 +230,19 @@ def weight_norm() -> Problem:
     return Problem(loss, params, data, {"explicit": 4, "elementwise": 1})
 
 
+def once(make: Callable[[], Problem]) -> Callable[[], Problem]:
+    """Builds a problem in float64, once: equal losses share what was compiled for them."""
+
+    @functools.cache
+    def built() -> Problem:
+        with jax.enable_x64(True):
+            return make()
+
+    return built
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
-    make.__name__: make
+    make.__name__: once(make)
     for make in (
         fnn, fnn_cross_entropy, one_output, one_example, vgg, resnet_frozen_batch_norm, transformer,
         nnx_mlp, equinox_mlp, haiku_mlp, stacked_layers, convolutions, scanned_lstm, weight_norm,
@@ -238,9 +250,9 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def problems() -> dict[str, Callable[[], Problem]]:
-    """The constructors themselves; to be called in float64."""
+    """The problems by name; for use in float64."""
     return PROBLEMS
 
 
@@ -248,6 +260,28 @@ def problems() -> dict[str, Callable[[], Problem]]:
 def problem(request, x64) -> Problem:
     """Every problem in turn, in float64."""
     return PROBLEMS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def two_layers() -> Callable[[Any, Any], jax.Array]:
+    """A small loss in plain JAX: params w (3, 4) and v (4,), an example x (3,) and y ()."""
+
+    def loss(params: Any, example: Any) -> jax.Array:
+        x, y = example
+        return (jnp.tanh(x @ params["w"]) @ params["v"] - y) ** 2
+
+    return loss
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., None]:
+    """Equality relative to the norm: the agreement asked for in float64 is 1e-10."""
+
+    def check(got: Any, expected: Any, tolerance: float = 1e-10) -> None:
+        got, expected = np.asarray(got), np.asarray(expected)
+        assert np.linalg.norm(got - expected) <= tolerance * (1e-30 + np.linalg.norm(expected))
+
+    return check
 
 
 @pytest.fixture
@@ -264,9 +298,15 @@ def random_like() -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dense() -> Callable[[Problem], tuple[np.ndarray, np.ndarray]]:
-    """Dense float64 oracle: per-example gradients (n, p) and Hessians (n, p, p)."""
+    """Dense float64 oracle: per-example gradients (n, p) and Hessians (n, p, p), found once."""
+    held: dict[int, Any] = {}  # with the problem itself, so that its id stays its own
+
+    def oracle(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+        if id(problem) not in held:
+            held[id(problem)] = problem, make(problem)
+        return held[id(problem)][1]
 
     def make(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         flat, unravel = jax.flatten_util.ravel_pytree(problem.params)
@@ -289,4 +329,4 @@ def dense() -> Callable[[Problem], tuple[np.ndarray, np.ndarray]]:
         gradients, hessians = both(flat, problem.data)
         return np.asarray(gradients), np.asarray(hessians)
 
-    return make
+    return oracle

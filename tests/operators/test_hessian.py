@@ -1,0 +1,80 @@
+"""H and the (H_i v)_i against the dense float64 oracle; what every operator refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab import operators
+
+ravel = jax.flatten_util.ravel_pytree
+
+
+def test_products_equal_the_dense_oracle(problem, dense, random_like, close):
+    """In chunks of the problem's choice, most of them uneven; H prepared, all examples at once."""
+    _, hessians = dense(problem)
+    v = random_like(problem.params)
+    flat = np.asarray(ravel(v)[0])
+    common = (problem.loss, problem.params, problem.data)
+    options = {"chunk_size": problem.chunk_size}
+    per_example = operators.per_example_hessian(*common, **options)(v)
+    close(jax.vmap(lambda t: ravel(t)[0])(per_example), hessians @ flat)
+    prepared = jax.jit(lambda operator, v: operator.prepare().product(v))
+    close(ravel(prepared(operators.hessian(*common, **options), v))[0], hessians.mean(0) @ flat)
+
+
+@pytest.mark.parametrize("name", ["fnn", "convolutions"])
+def test_the_definition_equals_the_dense_oracle(problems, dense, random_like, close, name, x64):
+    """Not prepared, in uneven chunks."""
+    problem = problems[name]()
+    _, hessians = dense(problem)
+    v = random_like(problem.params)
+    operator = operators.hessian(problem.loss, problem.params, problem.data, chunk_size=3)
+    close(ravel(operator(v))[0], hessians.mean(0) @ ravel(v)[0])
+
+
+def test_same_shapes_compile_once(problems, random_like, x64):
+    from jaxstab.operators.hessian import apply
+
+    problem = problems["fnn"]()
+    v = random_like(problem.params)
+    make = lambda scale: operators.hessian_variance(  # noqa: E731
+        problem.loss, jax.tree.map(lambda x: scale * x, problem.params), problem.data
+    )
+    make(1.0)(v)
+    before = apply._cache_size()
+    make(2.0)(v)
+    make(3.0)(v)
+    assert apply._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "factord"}, "did you mean 'factored'"),
+        ({"chunk_size": 0}, "at least 1"),
+        ({"data": (np.zeros((0, 3)), np.zeros(0))}, "empty"),
+        ({"data": (np.zeros((4, 3)), np.zeros(5))}, "differ"),
+        ({"params": {"w": np.ones((3, 4), int), "v": np.ones(4)}}, "floating"),
+        ({"params": {"w": np.full((3, 4), np.nan), "v": np.ones(4)}}, "NaN"),
+        ({"loss": lambda params, example: example[0] @ params["w"]}, "scalar"),
+    ],
+)
+def test_wrong_input_is_explained(change, message, two_layers):
+    given = {
+        "loss": two_layers,
+        "params": {"w": np.ones((3, 4)), "v": np.ones(4)},
+        "data": (np.ones((5, 3)), np.ones(5)),
+        **change,
+    }
+    loss, params, data = given.pop("loss"), given.pop("params"), given.pop("data")
+    with pytest.raises((ValueError, TypeError), match=message):
+        operators.hessian_variance(loss, params, data, **given)
+
+
+def test_a_vector_of_another_shape_is_refused():
+    operator = operators.hessian(lambda w, x: jnp.sum(w * x), np.ones(3), np.ones((2, 3)))
+    with pytest.raises(ValueError, match="shape"):
+        operator(np.ones(4))
+    with pytest.raises(ValueError, match="structure"):
+        operator((np.ones(3),))
