@@ -1,4 +1,4 @@
-"""Memory of one Σ-product against one HVP of the same chunk (DESIGN.md: at most 3 times)."""
+"""Memory of one Σ-product against one HVP of the same chunk (at most 3 times)."""
 
 import argparse
 import functools

@@ -1,4 +1,4 @@
-"""Second moment and Σ against one Hessian-vector product (DESIGN.md, speed to reach)."""
+"""Second moment and Σ against one Hessian-vector product."""
 
 import argparse
 import functools

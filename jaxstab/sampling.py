@@ -13,7 +13,7 @@ def batch_indices(
 ) -> jax.Array:
     """Returns the indices of one batch, every subset of that size equally likely.
 
-    This is the sampling that pi(B) = (n - B) / (B (n - 1)) describes (FORMULAS.md, section 0).
+    This is the sampling that pi(B) = (n - B) / (B (n - 1)) describes (docs/formulas.md, section 0).
     Two schemes, both exact, chosen by the sizes alone:
 
     - small batches, B^2 <= 8 n: draw with replacement and redraw the later member of every

@@ -134,7 +134,7 @@ def train(
 ) -> Run:
     """Trains until the full loss is below a tolerance, a step limit, or divergence.
 
-    Every step draws a fresh batch uniformly without replacement (FORMULAS.md, section 0); with
+    Every step draws a fresh batch uniformly without replacement (docs/formulas.md, section 0); with
     `batch_size` equal to n each step is gradient descent on the data as they are.
 
     The update is called with optax's extra arguments `value` and `grad` (batch loss and gradient),

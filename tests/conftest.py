@@ -17,7 +17,7 @@ def x64():
 
 @pytest.fixture(autouse=True)
 def configuration_unchanged():
-    """No call of the library may leave the global JAX configuration changed (PEERS.md, 11)."""
+    """No call of the library may leave the global JAX configuration changed (docs/peers.md, 11)."""
     before = dict(jax.config.values)
     yield
     assert dict(jax.config.values) == before

@@ -64,7 +64,7 @@ def test_large_logits_stay_finite(name):
 
 
 def test_gauss_newton_part_of_squared_is_two_over_k():
-    """FORMULAS.md 0: H_i = (2/k) JᵀJ + ..., so the Hessian in the outputs is (2/k) I."""
+    """H_i = (2/k) JᵀJ + ... (docs/formulas.md, section 0): in the outputs it is (2/k) I."""
     hessian = jax.hessian(losses.squared)(jnp.ones(4), jnp.zeros(4))
     np.testing.assert_allclose(hessian, 0.5 * np.eye(4))
 

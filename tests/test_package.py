@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import pathlib
+import pkgutil
 import re
 
 import pytest
@@ -17,7 +18,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
 )
 
-# DESIGN: data → loss → operator → eigen → verdict; transforms → training → sweeps → experiments.
+# data → loss → operator → eigen → verdict; transforms → training → sweeps → experiments.
 # A module imports from its own layer and from lower ones; eigen and the operators do not meet.
 LAYERS = {
     "callables": 0, "checks": 0, "convolutions": 0, "files": 0, "progress": 0,
@@ -59,7 +60,7 @@ def test_imports_flow_one_way(module):
 
 
 def test_public_names_exist():
-    """The contract of DESIGN, which notebooks and outside users rely on."""
+    """The contract that README, notebooks and outside users rely on."""
     for name in jaxstab.__all__:
         assert hasattr(jaxstab, name), name
     for name in ("lanczos", "power_iteration", "spectral_density", "trace"):
@@ -88,6 +89,33 @@ def readme_blocks():
 def test_readme_examples_run_as_they_stand(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(readme_blocks()[number], f"README block {number}", "exec"), {})
+
+
+CITING = [
+    path for folder in ("jaxstab", "tests", "benchmarks", "notebooks", "docs")
+    for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".py", ".md", ".ipynb")
+]  # fmt: skip
+
+
+def test_what_is_cited_is_in_the_repository():
+    """Files of docs/ by name, their sections by number, tests of docs/peers.md by name."""
+    sections = set(re.findall(r"^## (\d+)\.", (ROOT / "docs/formulas.md").read_text(), re.M))
+    defects = set(re.findall(r"^\| (\d+) \|", (ROOT / "docs/peers.md").read_text(), re.M))
+    for path in CITING:
+        text = path.read_text()
+        for name in re.findall(r"\bdocs/[\w/]+\.md\b", text):
+            assert (ROOT / name).exists(), f"{path} cites {name}"
+        for number in re.findall(r"docs/formulas\.md,\s+sections?\s+(\d+)", text):
+            assert number in sections, f"{path} cites section {number} of docs/formulas.md"
+        for number in re.findall(r"docs/peers\.md, (\d+)", text):
+            assert number in defects, f"{path} cites defect {number} of docs/peers.md"
+        for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{path} cites {file}::{test}"
+
+
+def test_names_in_the_formulas_exist():
+    for name in re.findall(r"`(jaxstab\.[\w.]+)`", (ROOT / "docs/formulas.md").read_text()):
+        assert pkgutil.resolve_name(name) is not None
 
 
 def test_files_stay_short():

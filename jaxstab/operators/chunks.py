@@ -27,7 +27,7 @@ def sum_over_chunks(function: Callable[[Any], Any], data: Any, chunk_size: int |
     """Returns Σ function(chunk) over chunks of `data`; `function` sums over its chunk's examples.
 
     Sums, not means, are added, so that a remainder of any size carries its own weight
-    (PEERS.md, 6). Memory is that of one chunk. `chunk_size` None takes all examples at once.
+    (docs/peers.md, 6). Memory is that of one chunk. `chunk_size` None takes all examples at once.
     """
     function = fast_in_loops(function)
     size, full, remainder = chunk_shape(data, chunk_size)

@@ -57,7 +57,7 @@ def gradient_covariance(
     chunk_size: int | None = None,
     precision: str | None = "highest",
 ) -> GradientCovariance:
-    """Returns the operator v ↦ C_g v, C_g = (1/n) Σ g_i g_iᵀ − g gᵀ (FORMULAS.md, 4).
+    """Returns the operator v ↦ C_g v, C_g = (1/n) Σ g_i g_iᵀ − g gᵀ (docs/formulas.md, section 4).
 
     The gradient of a batch of B drawn without replacement has covariance π(B) C_g. Cost: one JVP
     and one VJP of the losses. Arguments and errors as for `jaxstab.hessian`.

@@ -1,6 +1,6 @@
 """(1/n) Σ H_i² v and Σ v from activations and cotangents, for about one Hessian-vector product.
 
-FORMULAS.md, 8. Per example, the gradient by a factored leaf is XᵀD (`sites`), so
+docs/formulas.md, section 8. Per example, the gradient by a factored leaf is XᵀD (`sites`), so
 
     H_i v = Ẋᵀ D + Xᵀ Ḋ
 

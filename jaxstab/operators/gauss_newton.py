@@ -5,8 +5,8 @@ E_i = Σ_o (∂c_i/∂f_o) ∇²f_o. Where the residuals vanish (interpolation) 
 
     (1/n) Σ H_i² v = (1/n) Σ J_iᵀ A_i (J_i J_iᵀ) A_i J_i v,
 
-one JVP and one VJP once the Grams are known (FORMULAS.md, 8). The outputs are found in the loss's
-jaxpr: the first value through which alone the parameters reach the loss.
+one JVP and one VJP once the Grams are known (docs/formulas.md, section 8). The outputs are found in
+the loss's jaxpr: the first value through which alone the parameters reach the loss.
 """
 
 import dataclasses

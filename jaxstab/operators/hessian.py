@@ -265,7 +265,7 @@ def per_example_hessian(
     chunk_size: int | None = None,
     precision: str | None = "highest",
 ) -> PerExampleHessian:
-    """Returns the operator v ↦ (H_i v)_i, leading axis n (FORMULAS: `jvp` of `grad`, vmapped).
+    """Returns the operator v ↦ (H_i v)_i, leading axis n (`jvp` of `grad`, vmapped).
 
     Arguments and errors as for `hessian`. The result holds n × p numbers.
     """

@@ -62,8 +62,8 @@ def per_example_gradient_norms(
 ) -> jax.Array:
     """Returns ‖∇ℓ_i(θ)‖ for all examples, shape (n,).
 
-    From activations and cotangents (FORMULAS.md, 8): for a dense layer ‖g_i‖² = |x_i|² |δ_i|².
-    Cost: about one gradient. Arguments and errors as for `jaxstab.hessian`.
+    From activations and cotangents (docs/formulas.md, section 8): for a dense layer
+    ‖g_i‖² = |x_i|² |δ_i|². Cost: about one gradient. Arguments and errors as for `jaxstab.hessian`.
     """
     squares, _ = _gradient_squares(*_checked(loss, params, data, chunk_size), chunk_size)
     return jnp.sqrt(squares)
@@ -72,7 +72,7 @@ def per_example_gradient_norms(
 def gradient_covariance_trace(
     loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
 ) -> jax.Array:
-    """Returns tr C_g = (1/n) Σ ‖g_i‖² − ‖g‖², exact, a scalar (FORMULAS.md, 4).
+    """Returns tr C_g = (1/n) Σ ‖g_i‖² − ‖g‖², exact, a scalar (docs/formulas.md, section 4).
 
     Arguments and errors as for `jaxstab.hessian`.
     """

@@ -1,10 +1,11 @@
 """Where each parameter enters the computation, read from the jaxpr of `loss(params, example)`.
 
 A parameter leaf is *factored* when its per-example gradient is a product of two activations
-(FORMULAS.md, 8): it reaches, whole or in disjoint slices and only through views, operands of matrix
-products or convolutions with data on the other side. Every other leaf is *explicit*: its
-per-example gradient is formed by differentiation. That is always right; it is cheap for leaves that
-act element-wise (biases, scales), and the fall-back, leaf by leaf, for all that is not recognised.
+(docs/formulas.md, section 8): it reaches, whole or in disjoint slices and only through views,
+operands of matrix products or convolutions with data on the other side. Every other leaf is
+*explicit*: its per-example gradient is formed by differentiation. That is always right; it is cheap
+for leaves that act element-wise (biases, scales), and the fall-back, leaf by leaf, for all that is
+not recognised.
 """
 
 import dataclasses

@@ -67,10 +67,10 @@ def hessian_second_moment(
       loss: `loss(params, example) -> scalar` for one example.
       params: the point θ, a pytree of real floating-point arrays.
       data: pytree of arrays with a common leading axis n.
-      method: "factored" (FORMULAS.md, 8; about one Hessian-vector product; exact for any loss,
-        parameters that it does not recognise are treated one by one, see `explain`), "gauss_newton"
-        (J_iᵀ A_i J_i in place of H_i: exact where the residuals vanish, off by at most
-        `gauss_newton_difference` elsewhere), "vmap" (the definition, H_i (H_i v) example by
+      method: "factored" (docs/formulas.md, section 8; about one Hessian-vector product; exact
+        for any loss, parameters that it does not recognise are treated one by one, see `explain`),
+        "gauss_newton" (J_iᵀ A_i J_i in place of H_i: exact where the residuals vanish, off by at
+        most `gauss_newton_difference` elsewhere), "vmap" (the definition, H_i (H_i v) example by
         example) or "auto": "factored", the cheapest that is exact for every loss at every point.
       chunk_size: examples treated at once; None lets the memory decide.
       precision: of matrix products and convolutions, as for `jaxstab.hessian`.

@@ -37,7 +37,7 @@ def test_one_eigenvalue(diagonal, value):
 
 
 def test_no_spurious_copies(diagonal):
-    """PEERS.md defect 3: more steps than distinct eigenvalues, and no weight invented."""
+    """docs/peers.md, 3: more steps than distinct eigenvalues, and no weight invented."""
     d = np.r_[8, np.ones(20), np.zeros(20)]
     result = spectral_density(steps=20, probes=4)(diagonal(d), jnp.zeros(41), key=KEY)
     near = np.abs(np.asarray(result.nodes)[..., None] - [0, 1, 8]).min(-1) < 1e-4

@@ -1,4 +1,4 @@
-"""Lanczos on known spectra; PEERS.md defects 1 to 5 and 11 are here by number."""
+"""Lanczos on known spectra; docs/peers.md, 1 to 5 and 11 are here by number."""
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ def test_agrees_with_lanczos_and_needs_more_products(diagonal):
 
 
 def test_largest_algebraic_of_an_indefinite_spectrum(diagonal):
-    """PEERS.md defect 4: the shift keeps −25 from winning over 20."""
+    """docs/peers.md, 4: the shift keeps −25 from winning over 20."""
     d = np.r_[-25, np.linspace(-2, 2, 98), 20]
     solve = power_iteration(max_matvecs=2000)
     result = solve(diagonal(d), jnp.zeros(100), key=KEY)
@@ -33,7 +33,7 @@ def test_largest_algebraic_of_an_indefinite_spectrum(diagonal):
 
 @pytest.mark.parametrize("ratio", [0.9, 0.99, 0.999])
 def test_stops_on_no_change_of_value(diagonal, ratio):
-    """PEERS.md defect 5: close eigenvalues give an interval that contains the truth."""
+    """docs/peers.md, 5: close eigenvalues give an interval that contains the truth."""
     d = np.r_[2, np.linspace(0, 2 * ratio, 200)]
     for seed in range(3):
         result = power_iteration(max_matvecs=50)(

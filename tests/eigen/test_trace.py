@@ -9,7 +9,7 @@ KEY = jax.random.key(0)
 
 
 def test_standard_error_covers_and_stopping_is_not_early(dense, spectrum):
-    """PEERS.md defect 12: at least min_probes; two standard errors cover in 9 of 10 runs."""
+    """docs/peers.md, 12: at least min_probes; two standard errors cover in 9 of 10 runs."""
     values = np.r_[np.linspace(0, 1, 38), 10, 20]
     a = spectrum(values).astype(np.float32)
     estimate = trace(tol=0.05)

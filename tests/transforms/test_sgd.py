@@ -1,4 +1,4 @@
-"""Each momentum form diverges exactly past its edge (Cohen et al. 2021; FORMULAS 3)."""
+"""Each momentum form diverges exactly past its edge (docs/formulas.md, section 3)."""
 
 import jax
 import jax.numpy as jnp
