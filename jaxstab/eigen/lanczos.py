@@ -11,8 +11,9 @@ from jax import lax
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, check_name, check_positive
 from jaxstab.eigen import certificate, restarted, vectors
-from jaxstab.eigen.restarted import Options, Plan, Ritz, State
 from jaxstab.eigen.result import EigenResult, Interval
+from jaxstab.eigen.ritz import Ritz, read
+from jaxstab.eigen.state import Options, Plan, State, make_plan
 
 Solver = Callable[..., EigenResult]
 
@@ -109,7 +110,7 @@ def _solve(
     sig: vectors.Signature,
     options: Options,
 ) -> EigenResult:
-    plan = restarted.plan(sig, options, warm=v0 is not None)
+    plan = make_plan(sig, options, warm=v0 is not None)
     apply = vectors.operator(matvec, sig, options.sign)
 
     def body(carry):
@@ -128,7 +129,7 @@ def _solve(
     state = restarted.start(plan, key, v0)
     blank = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(lambda s: restarted.ritz(plan, s), state),
+        jax.eval_shape(lambda s: read(plan, s), state),
     )
     state, ritz = lax.while_loop(lambda c: ~restarted.finished(plan, *c), body, (state, blank))
     return _result(plan, state, ritz)
@@ -142,15 +143,17 @@ def _result(plan: Plan, state: State, ritz: Ritz) -> EigenResult:
         y = vectors.subtract(zero, state.basis, -q, 0, state.filled)
         return vectors.cast_like(vectors.unit(y)[0], plan.sig)
 
-    vector = lax.map(ritz_vector, ritz.q.T)
-    missing = state.bad | ~jnp.isfinite(ritz.value)
-    value = jnp.where(missing, jnp.nan, options.sign * ritz.value)
-    lower = jnp.where(missing, -jnp.inf, ritz.lower)
-    upper = jnp.where(state.bad, jnp.inf, ritz.upper)
+    vector = lax.map(ritz_vector, ritz.pairs.q.T)
+    missing = state.bad | ~jnp.isfinite(ritz.pairs.value)
+    value = jnp.where(missing, jnp.nan, options.sign * ritz.pairs.value)
+    lower = jnp.where(missing, -jnp.inf, ritz.bounds.lower)
+    upper = jnp.where(state.bad, jnp.inf, ritz.bounds.upper)
     if options.sign < 0:
         lower, upper = -upper, -lower
-    residual = jnp.where(missing, jnp.nan, ritz.residual + ritz.rounding)
+    residual = jnp.where(missing, jnp.nan, ritz.pairs.residual + ritz.bounds.rounding)
     pairs = value, vector, residual, Interval(lower, upper)
     if options.k == 1:
         pairs = jax.tree.map(lambda x: x[0], pairs)
-    return EigenResult(*pairs, matvecs=state.matvecs, converged=ritz.converged & ~state.bad)
+    return EigenResult(
+        *pairs, matvecs=state.matvecs, converged=ritz.decision.converged & ~state.bad
+    )

@@ -1,0 +1,166 @@
+"""What the projected operator of a Lanczos process says: the pairs, their bounds, what to do next.
+
+Three readings, each of the ones before: `wanted_pairs` takes the best eigenpairs of the small
+matrix t and of those locked already, `bounds` encloses the operator's eigenvalues, and `decide`
+ends the process, starts a new phase or lets it go on. `read` puts them together.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxstab.eigen import certificate
+from jaxstab.eigen.state import Plan, State
+
+
+class Spectrum(NamedTuple):
+    """Eigenpairs of t on the active rows."""
+
+    theta: jax.Array  # (M,) descending; the first `active` are Ritz values, the rest padding
+    s: jax.Array  # (M, M) their coefficients, as columns
+    active: jax.Array  # () number of active rows
+
+
+class Pairs(NamedTuple):
+    """The best k of locked and active pairs, in descending order."""
+
+    value: jax.Array  # (k,) -inf where missing
+    residual: jax.Array  # (k,)
+    q: jax.Array  # (M, k) coefficients of their vectors
+    fresh: jax.Array  # (k,) bool: active, not locked
+    complete: jax.Array  # () bool: all k are there
+
+
+class Bounds(NamedTuple):
+    """Where the operator's k largest eigenvalues lie."""
+
+    lower: jax.Array  # (k,)
+    upper: jax.Array  # (k,)
+    floor: jax.Array  # () rounding of a symmetric operator of this norm
+    rounding: jax.Array  # () the same, with the asymmetry that was seen
+
+
+class Decision(NamedTuple):
+    """What to do next."""
+
+    converged: jax.Array  # () bool
+    done: jax.Array  # () bool: converged, or no further product can help
+    lock: jax.Array  # () bool: lock the best pairs, start a new phase
+
+
+class Ritz(NamedTuple):
+    """All of it: what the loops carry beside the state."""
+
+    spectrum: Spectrum
+    pairs: Pairs
+    bounds: Bounds
+    decision: Decision
+
+
+def read(plan: Plan, state: State) -> Ritz:
+    """Returns the best pairs so far, their intervals, and what to do next."""
+    spectrum = active_spectrum(plan, state)
+    pairs = wanted_pairs(plan, state, spectrum)
+    enclosed = bounds(plan, state, spectrum, pairs)
+    return Ritz(spectrum, pairs, enclosed, decide(plan, state, pairs, enclosed))
+
+
+def active_spectrum(plan: Plan, state: State) -> Spectrum:
+    """Diagonalises the active block of t; unused rows are padded with values below all others."""
+    rows = jnp.arange(plan.rows)
+    used = (rows >= state.n_locked) & (rows < state.filled)
+    t = jnp.where(used[:, None] & used & jnp.isfinite(state.t), state.t, 0)
+    size = jnp.max(jnp.sum(jnp.abs(t), axis=0))
+    padding = -jnp.where(size > 0, 1.5 * size, 1)
+    theta, s = jnp.linalg.eigh(t + jnp.diag(jnp.where(used, 0, padding)))
+    return Spectrum(theta[::-1], s[:, ::-1], jnp.sum(used))
+
+
+def wanted_pairs(plan: Plan, state: State, spectrum: Spectrum) -> Pairs:
+    """Ranks locked and active pairs; an active one must be clearly larger to displace a locked."""
+    k, tol = plan.options.k, plan.options.tol
+    theta, s, active = spectrum
+    last = jnp.clip(state.filled - 1, 0, plan.rows - 1)
+    found = jnp.where(jnp.arange(k) < active, theta[:k], -jnp.inf)
+    found_residual = jnp.hypot(state.beta * jnp.abs(s[last, :k]), _coupling(state))
+    rank = jnp.concatenate([state.locked, found - 0.25 * tol * jnp.abs(found)])
+    order = lax.top_k(jnp.where(jnp.isnan(rank), -jnp.inf, rank), k)[1]
+    q = jnp.concatenate([jnp.eye(plan.rows, k, dtype=s.dtype), s[:, :k]], axis=1)
+    return Pairs(
+        value=jnp.concatenate([state.locked, found])[order],
+        residual=jnp.concatenate([state.locked_residual, found_residual])[order],
+        q=q[:, order],
+        fresh=order >= k,
+        complete=state.n_locked + active >= k,
+    )
+
+
+def bounds(plan: Plan, state: State, spectrum: Spectrum, pairs: Pairs) -> Bounds:
+    """Encloses the eigenvalues: below by Rayleigh quotients, above by the certificate.
+
+    The i-th eigenvalue is at most the larger of the i-th locked value and the bound on the
+    complement of the locked vectors. Their residuals couple the two blocks, which moves an
+    eigenvalue by no more than the norm of that coupling (Weyl).
+    """
+    floor = certificate.rounding_allowance(plan.eps, state.scale, plan.dimension)
+    rounding = floor + 2 * state.asymmetry
+    coupling = _coupling(state)
+    rest = _complement_bound(plan, state, spectrum, rounding)
+    exhausted = state.filled >= plan.dimension
+    upper = jnp.where(exhausted, pairs.value, jnp.maximum(state.locked, rest))
+    return Bounds(
+        lower=pairs.value - rounding - (coupling if plan.options.k > 1 else 0),
+        upper=upper + coupling + rounding,
+        floor=floor,
+        rounding=rounding,
+    )
+
+
+def decide(plan: Plan, state: State, pairs: Pairs, enclosed: Bounds) -> Decision:
+    """Ends the process, locks the best pairs and starts a new phase, or lets it go on."""
+    options, k, tol = plan.options, plan.options.k, plan.options.tol
+    lower, upper, floor, rounding = enclosed
+    magnitude = jnp.abs(pairs.value)
+    good = pairs.residual + rounding <= tol * magnitude
+    # Zero on the scale of ‖A‖; asymmetry that was seen is no excuse.
+    null = (magnitude <= floor) & (pairs.residual <= floor)
+    if options.certify:
+        good = good & (upper - lower <= tol * magnitude)
+        null = null & (upper - lower <= 4 * floor)
+    converged = pairs.complete & jnp.all(good | null)
+
+    # In this phase the bound can come down on the best k values if at most the last one is new.
+    certifiable = state.random & ~jnp.any(pairs.fresh[: k - 1])
+    target = tol * jnp.min(magnitude) / (4 * k**0.5)
+    ready = pairs.complete & jnp.all(pairs.residual <= jnp.maximum(target, floor))
+    settled = state.invariant & certifiable & pairs.complete
+    exhausted = state.filled >= plan.dimension
+    done = converged | settled | exhausted | (state.invariant & (not plan.phases))
+    lock = ~done & plan.phases & (state.invariant | (ready & ~certifiable))
+    return Decision(converged, done, lock)
+
+
+def _coupling(state: State) -> jax.Array:
+    """How much the locked vectors may interact with the rest: norm of their residuals."""
+    return jnp.sqrt(2 * jnp.sum(state.locked_residual**2))
+
+
+def _complement_bound(
+    plan: Plan, state: State, spectrum: Spectrum, rounding: jax.Array
+) -> jax.Array:
+    """Upper bound on the operator's largest eigenvalue on the complement of the locked vectors."""
+    options, theta = plan.options, spectrum.theta
+    roots = jnp.concatenate([theta, state.dropped])
+    used = jnp.concatenate(
+        [
+            jnp.arange(plan.rows) < spectrum.active,
+            jnp.arange(state.dropped.size) < state.n_dropped,
+        ]
+    )
+    # One random phase certifies k = 1. With more, phase q may fail with probability δ/2^(q+1).
+    share = 0.0 if options.k == 1 else (state.phase + 1) * jnp.log(2.0)
+    log_ratio = state.log_nu - certificate.log_quantile(options.failure_probability) + share
+    offset = certificate.bound_offset(roots, used, log_ratio.astype(theta.dtype), rounding)
+    return theta[0] + jnp.where(state.invariant & state.random, 0, offset)
