@@ -9,26 +9,58 @@
 n. See the README for the command line, and `jaxstab.experiments` for the papers' results.
 """
 
-from importlib.metadata import version as _version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from jaxstab import data, eigen, landscape, losses, models, operators, stability, transforms
-from jaxstab.eigen import EigenResult
-from jaxstab.losses import ModelLoss
-from jaxstab.measurement import Measurement, measure, nonuniformity, sharpness
-from jaxstab.operators import (
-    explain,
-    gradient_covariance,
-    hessian,
-    hessian_second_moment,
-    hessian_variance,
-    per_example_hessian,
-)
-from jaxstab.stability import Verdict, verdict
-from jaxstab.sweeps import sweep
-from jaxstab.tracking import tracker
-from jaxstab.training import train
+if TYPE_CHECKING:  # what the names below are, for type checkers and editors
+    from jaxstab import data, eigen, landscape, losses, models, operators, stability, transforms
+    from jaxstab.eigen import EigenResult
+    from jaxstab.losses import ModelLoss
+    from jaxstab.measurement import Measurement, measure, nonuniformity, sharpness
+    from jaxstab.operators import (
+        explain,
+        gradient_covariance,
+        hessian,
+        hessian_second_moment,
+        hessian_variance,
+        per_example_hessian,
+    )
+    from jaxstab.stability import Verdict, verdict
+    from jaxstab.sweeps import sweep
+    from jaxstab.tracking import tracker
+    from jaxstab.training import train
 
-__version__ = _version("jaxstab")
+    __version__: str
+
+# Where the public names live. Each is imported when it is first used, so that `jaxstab list`
+# answers at once and a program can set JAX up after `import jaxstab`.
+_HOMES = {
+    "jaxstab": (
+        "data",
+        "eigen",
+        "landscape",
+        "losses",
+        "models",
+        "operators",
+        "stability",
+        "transforms",
+    ),
+    "jaxstab.eigen": ("EigenResult",),
+    "jaxstab.losses": ("ModelLoss",),
+    "jaxstab.measurement": ("Measurement", "measure", "nonuniformity", "sharpness"),
+    "jaxstab.operators": (
+        "explain",
+        "gradient_covariance",
+        "hessian",
+        "hessian_second_moment",
+        "hessian_variance",
+        "per_example_hessian",
+    ),
+    "jaxstab.stability": ("Verdict", "verdict"),
+    "jaxstab.sweeps": ("sweep",),
+    "jaxstab.tracking": ("tracker",),
+    "jaxstab.training": ("train",),
+}
 
 __all__ = [
     "EigenResult",
@@ -57,3 +89,20 @@ __all__ = [
     "transforms",
     "verdict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("jaxstab")
+    for home, names in _HOMES.items():
+        if name in names:
+            if home == "jaxstab":
+                return importlib.import_module(f"jaxstab.{name}")
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'jaxstab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

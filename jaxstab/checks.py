@@ -1,23 +1,13 @@
 """Checks of what a user hands in: before any computation, saying what came and what to do."""
 
-import difflib
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def check_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns `name` if it is known, else raises a ValueError that names the nearest known one."""
-    known = sorted(known)
-    if name in known:
-        return name
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+from jaxstab.names import check_name as check_name
 
 
 def check_positive(name: str, value: Any, *, allow_zero: bool = False) -> Any:

@@ -18,6 +18,21 @@ import numpy as np
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
+def check_folder(path: Path | str) -> Path:
+    """Returns the path of a folder that is there or can be made.
+
+    Raises:
+      ValueError: if the path, or a part of it, is a file.
+    """
+    path = Path(path)
+    for place in (path, *path.parents):
+        if place.is_dir():
+            break
+        if place.exists():
+            raise ValueError(f"{place} is a file, where a folder is wanted: give another path")
+    return path
+
+
 def write_atomically(path: Path | str, content: str | bytes) -> None:
     """Writes a file so that a reader finds the old content or the new, never a part of it.
 

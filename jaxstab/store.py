@@ -40,9 +40,9 @@ class Store:
 
         Raises:
           ValueError: if the folder holds a different sweep, with what differs, or other files
-            where a sweep would be expected.
+            where a sweep would be expected, or is a file.
         """
-        self.folder = Path(folder)
+        self.folder = files.check_folder(folder)
         self.runs = self.folder / "runs"
         held = read_description(self.folder)
         if held is None:

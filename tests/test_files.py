@@ -63,3 +63,11 @@ def test_a_reader_never_sees_a_part(tmp_path, monkeypatch):
     assert seen == ["old"] and path.read_text() == "new"
     files.write_atomically(path, b"\x89PNG\r\n")
     assert path.read_bytes() == b"\x89PNG\r\n"
+
+
+@pytest.mark.parametrize("below", [(), ("runs", "a")])
+def test_a_file_in_the_place_of_a_folder_is_named(below, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file is a file, where a folder is wanted"):
+        files.check_folder(tmp_path.joinpath("file", *below))
+    assert files.check_folder(tmp_path.joinpath("new", *below)).parent.name

@@ -21,8 +21,8 @@ MODULES = sorted(
 # data → loss → operator → eigen → verdict; transforms → training → sweeps → experiments.
 # A module imports from its own layer and from lower ones; eigen and the operators do not meet.
 LAYERS = {
-    "callables": 0, "checks": 0, "convolutions": 0, "files": 0, "progress": 0,
-    "precision": 0, "resolution": 0, "emulation": 0,
+    "callables": 0, "checks": 0, "convolutions": 0, "emulation": 0, "files": 0, "names": 0,
+    "precision": 0, "progress": 0, "resolution": 0, "trees": 0,
     "data": 1, "tfds": 1, "losses": 1, "sampling": 1, "models": 2, "testing": 2,
     "operators": 3, "eigen": 3,
     "measurement": 4,
@@ -30,7 +30,7 @@ LAYERS = {
     "transforms": 6, "tracking": 6,
     "dispatch": 7, "training": 7, "landscape": 7,
     "store": 8, "sweeps": 8,
-    "plots": 9, "experiments": 10, "report": 11, "cli": 12,
+    "plots": 9, "experiments": 10, "report": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip
 
 
@@ -68,6 +68,18 @@ def test_public_names_exist():
     for name in ("sgd", "swa", "sam", "langevin"):
         assert callable(getattr(jaxstab.transforms, name))
     assert callable(jaxstab.data.load)
+
+
+def test_what_type_checkers_see_is_what_is_imported():
+    """The imports under TYPE_CHECKING and the names that are resolved on first use agree."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {(node.module, alias.name) for node in block.body
+            if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
+    homes = {(home, name) for home, names in jaxstab._HOMES.items() for name in names}
+    assert seen == homes and {name for _, name in homes} == set(jaxstab.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'sharpnes'"):
+        jaxstab.sharpnes  # noqa: B018
 
 
 @pytest.mark.parametrize("module", MODULES)
