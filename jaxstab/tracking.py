@@ -16,7 +16,8 @@ from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.variance import METHODS
 from jaxstab.sampling import batch_indices, take
 from jaxstab.stability.edges import preconditioned
-from jaxstab.transforms.common import accumulator_dtype, check_key, norm
+from jaxstab.transforms.common import check_key
+from jaxstab.trees import accumulator_dtype, dot, norm
 
 
 class Estimate(NamedTuple):
@@ -316,10 +317,6 @@ def _batch_sharpness(
 ) -> Estimate:
     """Mean over random batches of g_Bᵀ H_B g_B / ‖g_B‖²; batches without gradient do not count."""
     n = data_size(data)
-
-    def dot(u: Any, v: Any) -> Any:
-        pairs = zip(jax.tree.leaves(u), jax.tree.leaves(v))
-        return sum(jnp.sum(x.astype(accumulator_dtype(x)) * y) for x, y in pairs)
 
     def ratio(key: jax.Array) -> jax.Array:
         batch = take(data, batch_indices(key, n, batch_size))

@@ -25,6 +25,7 @@ from jaxstab.operators.factored import Context, example_inner, linearise
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
 from jaxstab.operators.statistics import Estimate
 from jaxstab.operators.structure import Program, Structure, analyse, evaluate, live, read_program
+from jaxstab.trees import random_signs
 
 # Gram matrices hold n k² numbers: beyond this the factored form is the cheaper one.
 MAX_OUTPUTS = 512
@@ -236,12 +237,9 @@ def _residual_squares(
 
     size = automatic_chunk(make, data) if chunk_size is None else chunk_size
     contexts = Contexts(make, data, size, None)
-    leaves, tree = jax.tree.flatten(params)
 
     def probe(key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, len(leaves))
-        z = [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
-        v = jax.tree.unflatten(tree, z)
+        v = random_signs(key, params)
 
         def squares(context: Context) -> jax.Array:
             tangent = context.linear(v)

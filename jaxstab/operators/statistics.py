@@ -12,6 +12,7 @@ from jaxstab.checks import check_at_least, data_size
 from jaxstab.operators.chunks import chunk_shape
 from jaxstab.operators.factored import example_inner, example_sum, make_contexts
 from jaxstab.operators.hessian import Loss, Params, check_problem
+from jaxstab.trees import random_signs
 
 
 class Estimate(NamedTuple):
@@ -95,12 +96,9 @@ def per_example_hessian_norms(
 def _frobenius(
     loss: Any, params: Params, data: Any, key: jax.Array, probes: int, chunk_size: int | None
 ) -> jax.Array:
-    leaves, tree = jax.tree.flatten(params)
 
     def probe(key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, len(leaves))
-        z = [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
-        v = jax.tree.unflatten(tree, z)
+        v = random_signs(key, params)
         return jnp.mean(_product_squares(loss, params, data, v, chunk_size))
 
     return jax.lax.map(probe, jax.random.split(key, probes))

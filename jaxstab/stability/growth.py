@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from jaxstab import trees
 from jaxstab.callables import as_pytree, register
 from jaxstab.checks import check_at_least, check_positive
 from jaxstab.eigen import lanczos
@@ -222,14 +222,10 @@ def sufficient_learning_rate(
 @jax.jit
 def _forms(hessian: Matvec, variance: Matvec | None, pi: Any, v: Any) -> tuple[Any, Any]:
     """Returns vᵀ H v and vᵀ (H² + π Σ) v for the unit vector along v."""
-    norm = jnp.sqrt(_dot(v, v))
-    v = jax.tree.map(lambda x: x / norm, v)
+    length = trees.norm(v)
+    v = jax.tree.map(lambda x: x / length, v)
     product = hessian(v)
-    second = _dot(product, product)
+    second = trees.dot(product, product)
     if variance is not None:
-        second = second + pi * _dot(v, variance(v))
-    return _dot(v, product), second
-
-
-def _dot(u: Any, v: Any) -> Any:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True))
+        second = second + pi * trees.dot(v, variance(v))
+    return trees.dot(v, product), second

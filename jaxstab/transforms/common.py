@@ -1,4 +1,4 @@
-"""What the transforms share: scalars that may be schedules, dtypes that stay, one norm."""
+"""What the transforms share: scalars that may be schedules, dtypes that stay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,17 +59,6 @@ def is_zero(value: Any) -> bool:
 def cast_like(tree: Any, like: Any) -> Any:
     """Returns `tree` with the dtypes of `like`."""
     return jax.tree.map(lambda x, l: jnp.asarray(x, jnp.result_type(l)), tree, like)
-
-
-def accumulator_dtype(leaf: Any) -> Any:
-    """Returns the dtype to sum or sample in for a leaf: its own, but at least float32."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-
-
-def norm(tree: Any) -> jax.Array:
-    """Returns the 2-norm over all leaves, summed in at least float32."""
-    squares = [jnp.sum(jnp.square(x.astype(accumulator_dtype(x)))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
 
 
 def keep_dtypes(

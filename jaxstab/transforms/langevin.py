@@ -8,11 +8,11 @@ import optax
 
 from jaxstab.transforms.common import (
     ScalarOrSchedule,
-    accumulator_dtype,
     check_key,
     check_scalar_or_schedule,
     value_at,
 )
+from jaxstab.trees import accumulator_dtype
 
 
 class LangevinState(NamedTuple):

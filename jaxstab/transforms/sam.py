@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxstab.checks import check_at_least, check_positive, data_size
-from jaxstab.transforms.common import accumulator_dtype, cast_like, check_params_given, norm
+from jaxstab.transforms.common import cast_like, check_params_given
+from jaxstab.trees import accumulator_dtype, norm
 
 
 def sam(

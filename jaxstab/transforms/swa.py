@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxstab.checks import check_at_least, check_positive
-from jaxstab.transforms.common import accumulator_dtype, check_params_given
+from jaxstab.transforms.common import check_params_given
+from jaxstab.trees import accumulator_dtype
 
 
 class SwaState(NamedTuple):
