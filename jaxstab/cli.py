@@ -1,12 +1,14 @@
 """The command line: experiments by name, sweeps, measurements, reports.
 
-Wrong input ends with one line that says what to do and exit status 2; an interrupted run ends with
+Each command imports what it needs, so that `jaxstab list` and a typo are answered at once. Wrong
+input ends with one line that says what to do and exit status 2; an interrupted run ends with
 130 and continues when the same command is given again.
 """
 
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import types
 import typing
@@ -14,11 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxstab.checks import check_name
+from jaxstab.names import check_name
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 COMMANDS = ("list", "run", "sweep", "measure", "report")
+SWEEP_SUMMARY = "train a grid of learning rates and batch sizes and place its minima in eq. 9"
 TRACEBACK = "JAXSTAB_TRACEBACK"
 _SETTING = "setting "
 
@@ -31,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         JAX device per CPU core is made, so that a sweep trains one run on each.
     """
     try:
-        if argv is None:
-            argv = sys.argv[1:]
+        words = sys.argv[1:] if argv is None else argv
+        _check_names(words)
+        given = build_parser(words).parse_args(words)
+        if argv is None and given.handler in (command_run, command_measure):
             _use_all_cores()
-        _check_names(argv)
-        given = build_parser().parse_args(argv)
         return given.handler(given)
     except SystemExit as stop:  # argparse has printed its message
         return int(stop.code or 0)
@@ -65,11 +68,16 @@ def _check_names(argv: Sequence[str]) -> None:
             check_name("experiment", argv[1], REGISTRY)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `run` has one sub-command per experiment."""
-    from jaxstab.experiments import REGISTRY
-    from jaxstab.experiments.wu2018.selection import SWEEP
+def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of all commands; `run` has one sub-command per experiment.
 
+    Args:
+      argv: the arguments to come: options of an experiment, which need its module, are added for
+        the one that is named here.
+    """
+    from jaxstab.experiments import REGISTRY
+
+    command, chosen = [*argv, "", ""][:2]
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="jaxstab",
@@ -83,15 +91,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run an experiment by name")
     experiments = run.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name, experiment in REGISTRY.items():
-        one = experiments.add_parser(name, help=experiment.summary, description=experiment.summary)
-        presets = ", ".join(experiment.presets)
-        one.add_argument("--preset", default="quick", help=f"one of {presets} (default quick)")
-        _add_run_options(one, experiment)
+    for name, listed in REGISTRY.listings.items():
+        one = experiments.add_parser(name, help=listed.summary, description=listed.summary)
+        if (command, chosen) == ("run", name):
+            presets = ", ".join(REGISTRY[name].presets)
+            one.add_argument("--preset", default="quick", help=f"one of {presets} (default quick)")
+            _add_run_options(one, REGISTRY[name])
 
-    sweep = commands.add_parser("sweep", help=SWEEP.summary, description=SWEEP.summary)
-    sweep.set_defaults(preset="quick")
-    _add_run_options(sweep, SWEEP, required=("learning_rates", "batch_sizes"))
+    sweep = commands.add_parser("sweep", help=SWEEP_SUMMARY, description=SWEEP_SUMMARY)
+    if command == "sweep":
+        from jaxstab.experiments.wu2018.selection import SWEEP
+
+        sweep.set_defaults(preset="quick")
+        _add_run_options(sweep, SWEEP, required=("learning_rates", "batch_sizes"))
 
     _add_measure(commands)
     report = commands.add_parser("report", help="write one HTML page for an output folder")
@@ -105,7 +117,7 @@ def _add_run_options(
 ) -> None:
     parser.set_defaults(handler=command_run, experiment=experiment)
     default = Path("runs") / experiment.name
-    parser.add_argument("--out", type=Path, default=default, help=f"output folder ({default})")
+    parser.add_argument("--out", type=_folder, default=default, help=f"output folder ({default})")
     parser.add_argument("--data-dir", type=Path, help="folder of prepared TFDS data")
     add_settings(parser, experiment.presets["quick"], required=required)
 
@@ -118,10 +130,11 @@ def _add_measure(commands: Any) -> None:
     add("--model", required=True, help="model")
     add("--loss", default="squared", help="squared (default), cross_entropy or kl")
     add("--classes", nargs="+", default=[], help="classes of the data set; all by default")
-    add("--n-train", type=int, metavar="N", default=1000, help="training examples (1000)")
-    add("--tol", type=float, default=1e-3, help="relative accuracy (1e-3)")
-    add("--max-matvecs", type=int, metavar="N", default=1000, help="products for each (1000)")
-    add("--learning-rate", type=float, help="for a verdict, with --batch-size")
+    whole, number = _worded(int), _worded(float)
+    add("--n-train", type=whole, metavar="N", default=1000, help="training examples (1000)")
+    add("--tol", type=number, default=1e-3, help="relative accuracy (1e-3)")
+    add("--max-matvecs", type=whole, metavar="N", default=1000, help="products for each (1000)")
+    add("--learning-rate", type=number, help="for a verdict, with --batch-size")
     add("--batch-size", help="for a verdict, with --learning-rate; n is the whole data set")
     add("--data-dir", type=Path, help="folder of prepared TFDS data")
     measure.set_defaults(handler=command_measure)
@@ -156,13 +169,39 @@ def add_settings(
         if parse is None:
             parse, several = reader(hints[field.name])
         if several:
-            singular = option.rstrip("s")
+            singular = re.sub(r"(?<=ss)es$|(?<!s)s$", "", option)
             names = (option,) if singular == option else (option, singular)
             metavar = singular.lstrip("-").replace("-", "_").upper()
-            parser.add_argument(*names, type=parse, nargs="+", metavar=metavar, **common)
+            parser.add_argument(*names, type=_worded(parse), nargs="+", metavar=metavar, **common)
         else:
             metavar = "N" if parse is int else "X" if parse is float else "NAME"
-            parser.add_argument(option, type=parse, metavar=metavar, **common)
+            parser.add_argument(option, type=_worded(parse), metavar=metavar, **common)
+
+
+def _worded(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A reader whose errors say what is accepted; argparse would name the function."""
+
+    def parse(word: str) -> Any:
+        try:
+            return read(word)
+        except ValueError as error:
+            wanted = {int: "a whole number", float: "a number"}.get(read)  # type: ignore[call-overload]
+            text = f"{word!r} is not {wanted}" if wanted else str(error)
+            raise argparse.ArgumentTypeError(text) from None
+
+    return parse
+
+
+def _folder(word: str) -> Path:
+    """Reads the name of an output folder."""
+    from jaxstab.files import check_folder
+
+    if not word:
+        raise argparse.ArgumentTypeError("is empty: give the name of a folder")
+    try:
+        return check_folder(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def reader(annotation: Any) -> tuple[Callable[[str], Any], bool]:

@@ -1,8 +1,9 @@
 """The command line through `main(argv)`: what it prints, what it refuses, its exit status."""
 
-import argparse
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Settings:
     batch_sizes: tuple[int | str, ...] = setting((4, "n"), "batch sizes", parse_batch_size)
     seeds: int = setting(5, "number of seeds")
     tolerance: float | None = setting(None, "tolerance")
+    classes: tuple[str, ...] = setting((), "classes")
     name: str = setting("x", "a name")
     control: bool = setting(True, "with the control")
 
@@ -77,9 +79,11 @@ def test_run_prints_the_table_the_claims_and_the_files(toy, tmp_path, capsys):
 
 
 def test_every_setting_is_an_option(toy, tmp_path):
-    options = "--learning-rates 1 2.5 --batch-size 7 n --seeds 3 --tolerance 1e-3 --name y"
-    assert run(tmp_path, *options.split(), "--no-control") == 0
-    assert toy == [Settings((1.0, 2.5), (7, "n"), 3, 1e-3, "y", False)]
+    options = (
+        "--learning-rates 1 2.5 --batch-size 7 n --seeds 3 --tolerance 1e-3 --name y"
+    )
+    assert run(tmp_path, *options.split(), "--no-control", "--class", "a") == 0
+    assert toy == [Settings((1.0, 2.5), (7, "n"), 3, 1e-3, ("a",), "y", False)]
 
 
 def test_presets(toy, tmp_path):
@@ -92,6 +96,7 @@ def test_help_names_defaults(toy, capsys):
     assert cli.main(["run", "toy", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--batch-sizes" in text and "batch sizes (quick: 4 n)" in text
+    assert "--classes CLASS" in text and "CLASSE " not in text
     assert "100 % of them (quick: 0.1 0.5)" in text
 
 
@@ -101,7 +106,12 @@ def test_help_names_defaults(toy, capsys):
         (["rnu", "toy"], "unknown command 'rnu': did you mean 'run'"),
         (["run", "tyo"], "unknown experiment 'tyo': did you mean 'toy'"),
         (["run", "toy", "--preset", "papre"], "unknown preset 'papre': did you mean 'paper'"),
-        (["run", "toy", "--seeds", "many"], "invalid int value: 'many'"),
+        (["run", "toy", "--seeds", "many"], "argument --seeds: 'many' is not a whole number"),
+        (["run", "toy", "--tolerance", "x"], "argument --tolerance: 'x' is not a number"),
+        (["run", "toy", "--batch-size", "4", "N"], "batch size 'N' is neither a number nor n"),
+        (["run", "toy", "--out", ""], "argument --out: is empty: give the name of a folder"),
+        (["run", "toy", "--out", "file"], "file is a file, where a folder is wanted"),
+        (["run", "toy", "--out", "file/out"], "file is a file, where a folder is wanted"),
         (["run", "toy", "--sedes", "3"], "unrecognized arguments: --sedes 3"),
         (["run", "toy", "--name", "wrong"], "error: this value is wrong: give another"),
         ([], "required: COMMAND"),
@@ -113,6 +123,7 @@ def test_help_names_defaults(toy, capsys):
 )
 def test_wrong_arguments(toy, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
     assert cli.main(arguments) == cli.EXIT_USER_ERROR
     printed = capsys.readouterr().err
     assert message in printed and "Traceback" not in printed
@@ -233,11 +244,33 @@ def test_reader_of_annotations():
 
 
 def test_every_experiment_has_readable_settings():
-    parser = cli.build_parser()
-    assert isinstance(parser, argparse.ArgumentParser)
     for name, experiment in experiments.REGISTRY.items():
-        given = parser.parse_args(["run", name])
+        given = cli.build_parser(["run", name]).parse_args(["run", name])
         assert given.experiment is experiment and given.out == Path("runs") / name
+
+
+def test_listing_and_typos_import_nothing_heavy_and_no_experiment_starts_jax():
+    code = """
+import sys
+from jaxstab import cli
+for words in (["--help"], ["list"], ["run", "--help"], ["rnu"], ["run", "selectoin"]):
+    cli.main(words)
+heavy = {"jax", "numpy", "scipy", "pandas", "matplotlib", "flax"} & set(sys.modules)
+assert not heavy, heavy
+from jaxstab.experiments import REGISTRY
+experiments = [REGISTRY[name] for name in REGISTRY]
+from jaxstab.sweeps import use_host_devices
+use_host_devices(3)  # too late once anything has started JAX's devices
+import jax
+assert len(jax.devices()) == 3
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "jaxstab", "list"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    assert "selection" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ class Registry(MutableMapping[str, "Experiment"]):
 
 def find() -> Registry:
     """Collects the listings of all papers, in the order of their years, ours last."""
-    names = [found.name for found in pkgutil.iter_modules(__path__) if found.ispkg]
+    found = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+    names = [name for name in found if name != "published"]  # tables, and no light import
     packages = [importlib.import_module(f"{__name__}.{name}") for name in names]
     papers = [package for package in packages if hasattr(package, "EXPERIMENTS")]
     listings = {}

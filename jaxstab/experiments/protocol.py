@@ -217,7 +217,7 @@ def _claim_folder(out: Path, description: dict[str, Any], defaults: Mapping[str,
 
     A setting that did not exist when the folder was written had its default then.
     """
-    marker = out / "run.json"
+    marker = files.check_folder(out) / "run.json"
     if marker.exists():
         held = files.read_json(marker)
         theirs = {"experiment": held.get("experiment"), **defaults} | held.get("settings", {})

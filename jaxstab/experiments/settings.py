@@ -28,7 +28,14 @@ def setting(default: Any, text: str, parse: Callable[[str], Any] | None = None) 
 
 def parse_batch_size(text: str) -> int | str:
     """Reads a batch size: a number, or `n` for the whole data set (gradient descent)."""
-    return FULL_BATCH if text == FULL_BATCH else int(text)
+    if text == FULL_BATCH:
+        return FULL_BATCH
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"batch size {text!r} is neither a number nor {FULL_BATCH}, which is the whole data set"
+        ) from None
 
 
 def batch_sizes_for(batch_sizes: Sequence[int | str], n: int) -> tuple[int, ...]:
