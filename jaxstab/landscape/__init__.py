@@ -22,6 +22,7 @@ from jaxstab.landscape.noise import (
     noise_statistics,
 )
 from jaxstab.landscape.potentials import Channel, flat_valley, two_wells
+from jaxstab.landscape.simplex import Simplex, simplex
 from jaxstab.landscape.slices import (
     Derivatives,
     Plane,
@@ -46,6 +47,7 @@ __all__ = [
     "Probability",
     "Reestimated",
     "ShiftGap",
+    "Simplex",
     "Slice",
     "asymmetry",
     "between",
@@ -66,6 +68,7 @@ __all__ = [
     "probability",
     "random_subset",
     "shift_gap",
+    "simplex",
     "slice",
     "two_wells",
 ]

@@ -157,7 +157,7 @@ def slice(
       >>> line.loss.tolist(), line.slope.tolist()
       ([1.0, 0.0, 4.0], [-2.0, 0.0, 4.0])
     """
-    problem = _check(loss, params, data, test_data, accuracy, batch_norm)
+    problem = check_slice(loss, params, data, test_data, accuracy, batch_norm)
     loss, params, data, test_data, accuracy, batch_norm = problem
     positions = _positions("positions", positions)
     if isinstance(derivatives, bool) or derivatives not in (0, 1, 2, 3):
@@ -176,8 +176,8 @@ def slice(
         tuple(x.ravel() for x in (i, jnp.ones_like(b), j, b)),
         order=int(derivatives),
         accuracy=accuracy,
-        chunk_size=_chunk(chunk_size),
-        points=_points(points, i.size),
+        chunk_size=checked_chunk(chunk_size),
+        points=checked_points(points, i.size),
     )
     axes = [count for count, kept in zip(counts, (several, offsets is not None)) if kept]
     found = {name: x.reshape(*axes, positions.size) for name, x in found.items()}
@@ -219,7 +219,7 @@ def plane(
     Raises:
       ValueError: as `slice`; or if there are not two directions.
     """
-    problem = _check(loss, params, data, test_data, accuracy, batch_norm)
+    problem = check_slice(loss, params, data, test_data, accuracy, batch_norm)
     loss, params, data, test_data, accuracy, batch_norm = problem
     basis, several = _basis("directions", directions, params)
     if not several or jax.tree.leaves(basis)[0].shape[0] != 2:
@@ -232,8 +232,8 @@ def plane(
         (first, a, second, b),
         order=0,
         accuracy=accuracy,
-        chunk_size=_chunk(chunk_size),
-        points=_points(points, a.size),
+        chunk_size=checked_chunk(chunk_size),
+        points=checked_points(points, a.size),
     )
     return Plane(x, y, **{name: z.reshape(x.size, y.size) for name, z in found.items()})
 
@@ -292,37 +292,54 @@ def _evaluate(
     """Evaluates items (i, a, j, b): the points θ + a·first[i] + b·second[j], along second[j]."""
     loss, batch_norm, params, first, second, data, test_data = operands
 
-    def mean(own: Any, theta: Any, part: Any) -> tuple[Array, Array]:
-        def total(chunk: Any) -> tuple[Array, Array]:
-            losses = jax.vmap(own, (None, 0))(theta, chunk)
-            if not accuracy:
-                return jnp.sum(losses), jnp.zeros(())
-            x, y = chunk
-            right = jnp.argmax(own.predict(theta, x), -1) == jnp.argmax(y, -1)
-            return jnp.sum(losses), jnp.sum(right, dtype=jnp.float32)
-
-        both = sum_over_chunks(total, part, chunk_size)
-        return both[0] / data_size(part), both[1] / data_size(part)
-
     def at(item: Any) -> dict[str, Array]:
         i, a, j, b = item
 
         def along(t: Array) -> tuple[Array, dict[str, Array]]:
             theta = params if first is None else vectors.add(params, a, vectors.row(first, i))
             theta = vectors.add(theta, t, vectors.row(second, j))
-            own = loss if isinstance(batch_norm, str | None) else batch_norm(loss, theta)
-            value, right = mean(own, theta, data)
-            found = {"loss": value, "accuracy": right}
-            if test_data is not None:
-                found["test_loss"], found["test_accuracy"] = mean(own, theta, test_data)
-            if not accuracy:
-                found = {name: x for name, x in found.items() if not name.endswith("accuracy")}
-            return value, found
+            found = evaluate_at(
+                loss, batch_norm, theta, data, test_data, accuracy=accuracy, chunk_size=chunk_size
+            )
+            return found["loss"], found
 
         derived, found = _taylor(along, b, order)
         return found | dict(zip(("slope", "curvature", "third"), derived[1:]))
 
     return jax.lax.map(at, items, batch_size=points if points > 1 else None)
+
+
+def evaluate_at(
+    loss: Any,
+    batch_norm: Any,
+    params: Any,
+    data: Any,
+    test_data: Any,
+    *,
+    accuracy: bool,
+    chunk_size: int | None,
+) -> dict[str, Array]:
+    """Returns loss and, if asked for, accuracy at one point, on `data` and on `test_data`."""
+    own = loss if isinstance(batch_norm, str | None) else batch_norm(loss, params)
+
+    def mean(part: Any) -> tuple[Array, Array]:
+        def total(chunk: Any) -> tuple[Array, Array]:
+            losses = jax.vmap(own, (None, 0))(params, chunk)
+            if not accuracy:
+                return jnp.sum(losses), jnp.zeros(())
+            x, y = chunk
+            right = jnp.argmax(own.predict(params, x), -1) == jnp.argmax(y, -1)
+            return jnp.sum(losses), jnp.sum(right, dtype=jnp.float32)
+
+        both = sum_over_chunks(total, part, chunk_size)
+        return both[0] / data_size(part), both[1] / data_size(part)
+
+    found = dict(zip(("loss", "accuracy"), mean(data)))
+    if test_data is not None:
+        found |= dict(zip(("test_loss", "test_accuracy"), mean(test_data)))
+    if accuracy:
+        return found
+    return {name: x for name, x in found.items() if not name.endswith("accuracy")}
 
 
 def _taylor(function: Any, t: Array, order: int) -> tuple[tuple[Array, ...], Any]:
@@ -340,9 +357,10 @@ def _taylor(function: Any, t: Array, order: int) -> tuple[tuple[Array, ...], Any
     return nested(t, order)
 
 
-def _check(
+def check_slice(
     loss: Any, params: Any, data: Any, test_data: Any, accuracy: bool | None, batch_norm: Any
 ) -> tuple[Any, ...]:
+    """Returns the six, checked: `accuracy` a bool, `batch_norm` a function or None."""
     loss, params, data = check_problem(loss, params, data)
     check_finite("data", data)
     if test_data is not None:
@@ -406,11 +424,13 @@ def _basis(name: str, direction: Any, params: Any) -> tuple[Any, bool]:
     return direction, True
 
 
-def _chunk(chunk_size: int | None) -> int | None:
+def checked_chunk(chunk_size: int | None) -> int | None:
+    """Returns a chunk size, or None for all examples at once."""
     return None if chunk_size is None else check_at_least("chunk_size", chunk_size, 1)
 
 
-def _points(points: int | None, count: int) -> int:
+def checked_points(points: int | None, count: int) -> int:
+    """Returns how many of `count` points to evaluate at once, as asked or as the backend likes."""
     if points is not None:
         return min(check_at_least("points", points, 1), count)
     return 1 if jax.default_backend() == "cpu" else min(16, count)
