@@ -7,7 +7,7 @@ without a network; `prepare`, or `python -m jaxstab.tfds NAME`, puts them there.
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ __all__ = [
     "NAMES",
     "Dataset",
     "DatasetNotPreparedError",
+    "crop_and_flip",
     "load",
     "prepare",
     "synthetic_images",
@@ -163,6 +164,40 @@ def _digits(
         return x[len(labels) - held_out :], labels[len(labels) - held_out :]
 
     return train, test, tuple(names[label] for label in keep)
+
+
+@functools.cache
+def crop_and_flip(padding: int = 4) -> Callable[[Array, Labelled], Labelled]:
+    """Returns the usual augmentation of small images: a random crop after padding, a random flip.
+
+    He et al. (2016), arXiv 1512.03385, section 4.2: zeros of `padding` pixels on every side, a crop
+    of the original size at a random place, a horizontal flip with probability ½.
+
+    Args:
+      padding: pixels, at least 0; 4 in that paper.
+
+    Returns:
+      `augment(key, (x, y)) -> (x, y)` for `jaxstab.train`, the same function for equal arguments.
+
+    Example:
+      >>> x, y = jnp.ones((2, 8, 8, 1)), jnp.ones((2, 10))
+      >>> crop_and_flip(2)(jax.random.key(0), (x, y))[0].shape
+      (2, 8, 8, 1)
+    """
+    check_at_least("padding", padding, 0)
+
+    def one(key: Array, image: Array) -> Array:
+        crop_key, flip_key = jax.random.split(key)
+        around = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        corner = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
+        crop = jax.lax.dynamic_slice(around, (*corner, 0), image.shape)
+        return jnp.where(jax.random.bernoulli(flip_key), crop[:, ::-1], crop)
+
+    def augment(key: Array, batch: Labelled) -> Labelled:
+        x, y = batch
+        return jax.vmap(one)(jax.random.split(key, x.shape[0]), x), y
+
+    return augment
 
 
 def synthetic_images(

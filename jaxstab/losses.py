@@ -162,8 +162,9 @@ class ModelLoss:
     def train_mode(self, params: Any, batch: tuple[Array, Array]) -> tuple[Array, dict[str, Any]]:
         """Returns the mean loss of a batch with batch statistics, and the state updated by it.
 
-        For training a network with batch norm only: here examples interact, so there is no
-        per-example loss and no per-example Hessian of this function. The module takes `train=True`.
+        For training a network with batch norm only (`train(..., batch_norm="batch")` uses it): here
+        examples interact, so there is no per-example loss and no per-example Hessian of this
+        function. The module takes `train=True`.
 
         Args:
           params: parameters.
@@ -173,10 +174,19 @@ class ModelLoss:
           the mean loss, and the collections with their running averages moved on.
         """
         x, y = batch
+        if not hasattr(self.model, "apply") or not self.state:
+            raise ValueError(
+                "train_mode needs a Flax module and its state: "
+                "ModelLoss(model, loss, models.initial_state(model, x[0]))"
+            )
         outputs, state = self.model.apply(
             {"params": params, **self.state}, x, train=True, mutable=list(self.state)
         )
         return jnp.mean(jax.vmap(self.loss)(outputs, y)), dict(state)
+
+    def with_state(self, state: Mapping[str, Any]) -> "ModelLoss":
+        """Returns the loss of the same model with other collections, such as a run's `state`."""
+        return dataclasses.replace(self, state=state)
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")

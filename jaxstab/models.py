@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxstab import deep_models
 from jaxstab.checks import check_at_least, check_name, check_positive, data_size
 
 Array = jax.Array
@@ -183,6 +184,62 @@ def resnet(
     )
 
 
+def preresnet(
+    depth: int = 164, *, classes: int = 10, width: int = 16
+) -> deep_models.PreActivationResNet:
+    """The pre-activation residual network of He et al. (2016b), arXiv 1603.05027, of bottlenecks.
+
+    Depth 9b + 2 (11, 20, 29, ..., 164): one 3 × 3 convolution, three stages of b blocks, each batch
+    norm, ReLU and a convolution three times over (1 × 1, 3 × 3, 1 × 1) with width, 2·width and
+    4·width channels inside and four times as many outside. Depth 164 has 1,703,258 parameters for
+    32 × 32 × 3 and 10 classes.
+
+    Args:
+      depth: 9b + 2.
+      classes: number of outputs.
+      width: inner channels of the first stage.
+
+    Raises:
+      ValueError: for another depth.
+    """
+    if (check_at_least("depth", depth, 11) - 2) % 9:
+        near = max(9 * round((depth - 2) / 9), 9) + 2
+        raise ValueError(
+            f"the depth of this ResNet is 9b + 2 (11, 20, ..., 164), got {depth}: did you mean "
+            f"{near}?"
+        )
+    check_at_least("classes", classes, 1)
+    check_at_least("width", width, 1)
+    return deep_models.PreActivationResNet((depth - 2) // 9, classes, width)
+
+
+def densenet(depth: int = 100, *, classes: int = 10, growth: int = 12) -> deep_models.DenseNet:
+    """The DenseNet-BC of Huang et al. (2017), arXiv 1608.06993, for small images.
+
+    Depth 6l + 4 (10, 16, ..., 40, 100): three blocks of l layers, each a 1 × 1 convolution to
+    4·growth channels and a 3 × 3 one to growth, whose output is appended to its input; between the
+    blocks half the channels and half the sides. Depth 100 with growth 12 has 769,162 parameters for
+    32 × 32 × 3 and 10 classes.
+
+    Args:
+      depth: 6l + 4.
+      classes: number of outputs.
+      growth: channels that a layer adds.
+
+    Raises:
+      ValueError: for another depth.
+    """
+    if (check_at_least("depth", depth, 10) - 4) % 6:
+        near = max(6 * round((depth - 4) / 6), 6) + 4
+        raise ValueError(
+            f"the depth of this DenseNet is 6l + 4 (10, 16, ..., 100), got {depth}: did you mean "
+            f"{near}?"
+        )
+    check_at_least("classes", classes, 1)
+    check_at_least("growth", growth, 1)
+    return deep_models.DenseNet((depth - 4) // 6, growth, classes)
+
+
 def _named() -> dict[str, Callable[[int], nn.Module]]:
     models: dict[str, Callable[[int], nn.Module]] = {
         "fnn": lambda classes: fnn(classes=classes),
@@ -190,6 +247,8 @@ def _named() -> dict[str, Callable[[int], nn.Module]]:
         "vgg": lambda classes: vgg(classes=classes),
         "vgg-small": lambda classes: vgg((8, "M", 16, "M"), hidden=(32,), classes=classes),
         "resnet8-small": lambda classes: resnet(8, classes=classes, norm="none", width=4),
+        "resnet164": lambda classes: preresnet(164, classes=classes),
+        "densenet100": lambda classes: densenet(100, classes=classes),
     }
     for depth in (8, 14, 56, 110):
         for suffix, norm in (("", "batch"), ("-no-norm", "none")):
@@ -210,7 +269,8 @@ def by_name(name: str, classes: int = 10) -> nn.Module:
     Args:
       name: "fnn" (hidden 500-500-500), "fnn-small" (100-100, for the digits), "vgg" (32 × 32
         images), "vgg-small" (8 × 8 images), "resnet8", "resnet14", "resnet56", "resnet110" with
-        batch norm, and the same with "-no-norm"; "resnet8-small" (width 4, no norm).
+        batch norm, and the same with "-no-norm"; "resnet8-small" (width 4, no norm);
+        "resnet164" (pre-activation) and "densenet100".
       classes: number of outputs.
 
     Raises:

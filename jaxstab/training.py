@@ -6,7 +6,6 @@ another learning rate or seed never compiles again.
 """
 
 import enum
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,17 @@ import optax
 from jaxstab import checks
 from jaxstab.callables import as_pytree
 from jaxstab.convolutions import fast_in_loops
+from jaxstab.run_settings import (
+    Settings,
+    check_batch_norm,
+    check_batch_size,
+    check_data,
+    check_optimizer,
+    check_settings,
+    choose_check_every,
+)
 from jaxstab.sampling import batch_indices, take
-from jaxstab.transforms.sam import batch_gradient
+from jaxstab.transforms.sam import gradient_of_parts
 
 
 class Status(enum.IntEnum):
@@ -45,6 +53,8 @@ class Run(NamedTuple):
       history_steps: int array (c,), the steps at which the full loss was computed, from 0.
       history: array (c,) of those losses.
       observations: what the observer returned at each check, leading axis c - 1; None without one.
+      state: collections of the model after the last step (batch statistics), for
+        `loss.with_state(run.state)`; None if they were frozen.
     """
 
     params: Any
@@ -55,6 +65,7 @@ class Run(NamedTuple):
     history_steps: np.ndarray
     history: np.ndarray
     observations: Any
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -67,19 +78,13 @@ class Loop:
     check_every: int
     replacement: bool = False
     chunk_size: int | None = None
+    batch_norm: str = "frozen"
+    augment: Callable[[jax.Array, Any], Any] | None = None
 
     @property
     def checks(self) -> int:
         """Largest number of checks of the full loss after the first one."""
         return -(-self.max_steps // self.check_every)
-
-
-class Settings(NamedTuple):
-    """What may differ between runs of one compiled loop; scalars."""
-
-    learning_rate: Any
-    loss_tolerance: Any
-    divergence: Any
 
 
 class Observer(NamedTuple):
@@ -102,6 +107,7 @@ class State(NamedTuple):
     history: jax.Array  # (checks + 1,)
     observer_state: Any
     observations: Any  # leading axis checks
+    model_state: Any = None  # collections of the model, if training moves them
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,8 @@ def train(
     chunk_size: int | None = None,
     opt_state: Any = None,
     observer: Any = None,
+    batch_norm: str = "frozen",
+    augment: Callable[[jax.Array, Any], Any] | None = None,
 ) -> Run:
     """Trains until the full loss is below a tolerance, a step limit, or divergence.
 
@@ -162,6 +170,13 @@ def train(
       opt_state: continue from the `opt_state` of an earlier run; use a new key.
       observer: object with `init(params)` and `update(state, params, data, *, opt_state) -> (state,
         info)`, such as `js.tracker(...)`; called at every check, inside the compiled loop.
+      batch_norm: "frozen" leaves the statistics of the loss as they are, so that examples do not
+        interact; "batch" trains as networks with batch norm are trained: every step uses the
+        statistics of its batch (`ModelLoss.train_mode`) and moves the running averages, with which
+        the full loss is computed. The loss then starts from `models.initial_state`, say, and
+        `loss.with_state(run.state)` is the trained one.
+      augment: `augment(key, batch) -> batch`, applied to the batch of every step, for example
+        `js.data.crop_and_flip()`; a function defined once, since a new one is compiled anew.
 
     Returns:
       A `Run`. Divergence and the step limit are results: look at `status`.
@@ -182,6 +197,7 @@ def train(
     check_optimizer(optimizer, learning_rate is not None)
     if chunk_size is not None:
         checks.check_at_least("chunk_size", chunk_size, 1)
+    check_batch_norm(batch_norm, loss)
     settings = check_settings(learning_rate, loss_tolerance, divergence)
     loop = Loop(
         optimizer=optimizer if learning_rate is not None else _Fixed(optimizer),
@@ -190,6 +206,8 @@ def train(
         check_every=choose_check_every(check_every, n, batch_size, max_steps),
         replacement=replacement,
         chunk_size=chunk_size,
+        batch_norm=batch_norm,
+        augment=augment,
     )
     state = _run(
         loop,
@@ -217,7 +235,7 @@ def mean_loss(
 
 def start(
     loop: Loop,
-    loss: Callable[..., Any],
+    loss: Any,
     params: Any,
     data: Any,
     settings: Settings,
@@ -237,16 +255,27 @@ def start(
         shapes = jax.eval_shape(observer.update, observer_state, params, data, opt_state=opt_state)
         info = shapes[1]
         observations = jax.tree.map(lambda x: jnp.zeros((loop.checks, *x.shape), x.dtype), info)
+    model_state = jax.tree.map(jnp.asarray, dict(loss.state)) if _moves(loop) else None
     step = jnp.zeros((), jnp.int32)
     status = _status(loop, settings, step, value, value)
     return State(
-        params, opt_state, key, step, value, value, status, history, observer_state, observations
+        params,
+        opt_state,
+        key,
+        step,
+        value,
+        value,
+        status,
+        history,
+        observer_state,
+        observations,
+        model_state,
     )
 
 
 def advance(
     loop: Loop,
-    loss: Callable[..., Any],
+    loss: Any,
     data: Any,
     settings: Settings,
     state: State,
@@ -266,10 +295,12 @@ def advance(
             # a trip count that is data costs a masked update per step under vmap
             length = jnp.minimum(length, loop.max_steps - state.step)
         step_once = partial(_step, loop, loss, data, settings, state.key, state.step)
-        carry = (state.params, state.opt_state)
-        params, opt_state = jax.lax.fori_loop(0, length, fast_in_loops(step_once), carry)
+        carry = (state.params, state.opt_state, state.model_state)
+        carry = jax.lax.fori_loop(0, length, fast_in_loops(step_once), carry)
+        params, opt_state, model_state = carry
         step = state.step + length
-        value = mean_loss(loss, params, data, chunk_size=loop.chunk_size)
+        now = loss.with_state(model_state) if _moves(loop) else loss
+        value = mean_loss(now, params, data, chunk_size=loop.chunk_size)
         check = (step + loop.check_every - 1) // loop.check_every
         observer_state, observations = state.observer_state, state.observations
         if observer is not None:
@@ -288,6 +319,7 @@ def advance(
             history=state.history.at[check].set(value),
             observer_state=observer_state,
             observations=observations,
+            model_state=model_state,
         )
 
     return jax.lax.while_loop(unfinished, block, state)
@@ -306,60 +338,8 @@ def finish(loop: Loop, state: State) -> Run:
         history_steps=np.minimum(np.arange(done + 1) * loop.check_every, steps),
         history=np.asarray(state.history)[: done + 1],
         observations=jax.tree.map(lambda x: x[:done], state.observations),
+        state=state.model_state,
     )
-
-
-def check_data(data: Any) -> int:
-    """Returns n, the number of examples, after checking that all are finite."""
-    n = checks.data_size(data)
-    checks.check_finite("data", data)
-    return n
-
-
-def check_batch_size(batch_size: Any, n: int, *, replacement: bool = False) -> int:
-    """Returns a batch size; with replacement it may be above n."""
-    if replacement:
-        return checks.check_at_least("batch_size", batch_size, 1)
-    return checks.check_batch_size(batch_size, n)
-
-
-def check_optimizer(optimizer: Any, with_learning_rate: bool) -> None:
-    """Raises unless this is an optax transformation or, with a learning rate, a factory of them."""
-    if with_learning_rate and not callable(optimizer):
-        raise TypeError(
-            "with a learning_rate, optimizer must be a function of it that returns an optax "
-            f"transformation (optax.sgd, not optax.sgd(0.1)), got {type(optimizer).__name__}"
-        )
-    if not with_learning_rate and not hasattr(optimizer, "update"):
-        raise TypeError(
-            "without a learning_rate, optimizer must be an optax transformation (optax.sgd(0.1), "
-            f"not optax.sgd), got {type(optimizer).__name__}"
-        )
-
-
-def check_settings(learning_rate: Any, loss_tolerance: Any, divergence: Any) -> Settings:
-    """Returns the checked numbers of a run as arrays, so that they are operands."""
-    if learning_rate is not None:
-        checks.check_positive("learning_rate", learning_rate)
-    if loss_tolerance is not None:
-        checks.check_positive("loss_tolerance", loss_tolerance)
-    if not divergence > 1:
-        raise ValueError(f"divergence is a factor of the initial loss above 1, got {divergence!r}")
-    return Settings(
-        learning_rate=jnp.asarray(math.nan if learning_rate is None else learning_rate, float),
-        loss_tolerance=jnp.asarray(-math.inf if loss_tolerance is None else loss_tolerance, float),
-        divergence=jnp.asarray(divergence, float),
-    )
-
-
-def choose_check_every(check_every: Any, n: int, batch_size: int, max_steps: int) -> int:
-    """Returns the number of steps between checks: as asked, or about four passes over the data."""
-    if check_every is not None:
-        return min(checks.check_at_least("check_every", check_every, 1), max_steps)
-    about = min(max(10, 4 * n // batch_size), 1000, max_steps)
-    # one that divides the step limit keeps the inner loop's length static
-    even = (every for every in range(about, about // 2, -1) if max_steps % every == 0)
-    return next(even, about)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -370,20 +350,28 @@ def _run(loop, loss, params, data, settings, key, opt_state, observer):
 
 def _step(loop, loss, data, settings, key, first, i, carry):
     """One update; the body of the inner loop."""
-    params, opt_state = carry
+    params, opt_state, model_state = carry
     batch = data
     n = checks.data_size(data)
+    step_key = jax.random.fold_in(key, first + i)
     if loop.batch_size < n or loop.replacement:
-        step_key = jax.random.fold_in(key, first + i)
         indices = batch_indices(step_key, n, loop.batch_size, replacement=loop.replacement)
         batch = take(data, indices)
+    if loop.augment is not None:
+        batch = loop.augment(jax.random.fold_in(step_key, 1), batch)
+    own = loss.with_state(model_state) if _moves(loop) else loss
+
+    def value_and_state(params, batch):
+        if _moves(loop):
+            return own.train_mode(params, batch)
+        return mean_loss(own, params, batch), None
 
     def batch_loss(params, grad_fn=None):
         del grad_fn  # optax's line searches insist that value_fn takes every extra argument
-        return mean_loss(loss, params, batch)
+        return value_and_state(params, batch)[0]
 
     optimizer = optax.with_extra_args_support(loop.optimizer(settings.learning_rate))
-    value, grad = jax.value_and_grad(batch_loss)(params)
+    (value, model_state), grad = jax.value_and_grad(value_and_state, has_aux=True)(params, batch)
     updates, opt_state = optimizer.update(
         grad,
         opt_state,
@@ -391,9 +379,14 @@ def _step(loop, loss, data, settings, key, first, i, carry):
         value=value,
         grad=grad,
         value_fn=batch_loss,
-        grad_fn=batch_gradient(loss, batch),
+        grad_fn=gradient_of_parts(lambda params, part: value_and_state(params, part)[0], batch),
     )
-    return optax.apply_updates(params, updates), opt_state
+    return optax.apply_updates(params, updates), opt_state, model_state
+
+
+def _moves(loop: Loop) -> bool:
+    """Whether training moves the batch statistics of the model."""
+    return loop.batch_norm == "batch"
 
 
 def _status(loop, settings, step, value, initial):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -327,3 +329,22 @@ def test_second_moment_of_a_teacher_is_one_on_average():
 def test_wrong_synthetic_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_augmented_images_are_crops_and_flips():
+    """Each is one of the 2 · 25 crops of its padded original, both kinds occur, labels stay."""
+    x = jnp.arange(2 * 4 * 4, dtype=jnp.float32).reshape(2, 4, 4, 1) + 1
+    y = jnp.eye(2)
+    around = np.pad(np.asarray(x), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for seed in range(30):
+        images, labels = data.crop_and_flip(2)(jax.random.key(seed), (x, y))
+        np.testing.assert_array_equal(labels, y)
+        for image, whole in zip(np.asarray(images), around):
+            crops = [whole[i : i + 4, j : j + 4] for i in range(5) for j in range(5)]
+            found = [k for k, c in enumerate([*crops, *[c[:, ::-1] for c in crops]])
+                     if np.array_equal(c, image)]  # fmt: skip
+            assert found
+            seen.add(found[0])
+    assert len(seen) > 20 and min(seen) < 25 <= max(seen)
+    assert data.crop_and_flip(2) is data.crop_and_flip(2)  # so that it compiles once

@@ -50,6 +50,25 @@ def test_residual_parameter_counts(depth, norm):
     assert count(models.resnet(depth, norm=norm), (32, 32, 3)) == residual_formula(depth, norm)
 
 
+def test_counts_of_the_deep_networks():
+    """As the papers' round (1.7M, 0.8M) and other implementations' exact counts have them."""
+    assert count(models.preresnet(164), (32, 32, 3)) == 1_703_258
+    assert count(models.densenet(100), (32, 32, 3)) == 769_162
+
+
+@pytest.mark.parametrize("model", [models.preresnet(11, width=2), models.densenet(10, growth=2)])
+def test_deep_networks_train_in_both_modes(model):
+    x, y = data.synthetic_images(6, shape=(8, 8, 1), seed=0).train
+    params = models.initialize(model, jax.random.key(0), x[0])
+    state = models.recompute_batch_stats(model, params, x)
+    loss = losses.ModelLoss(model, losses.cross_entropy, state)
+    value, moved = jax.jit(lambda p: loss.train_mode(p, (x, y)))(params)
+    # all of x is one batch, so its statistics are those of the batch
+    each = jax.jit(jax.vmap(loss, (None, 0)))(params, (x, y))
+    np.testing.assert_allclose(value, jnp.mean(each), rtol=1e-3)
+    assert jax.tree.structure(moved) == jax.tree.structure(state)
+
+
 def test_residual_counts_with_other_widths_channels_and_classes():
     model = models.resnet(8, norm="batch", width=4, classes=3)
     assert count(model, (8, 8, 1)) == residual_formula(8, "batch", 4, 1, 3)
@@ -59,7 +78,9 @@ def test_residual_counts_with_other_widths_channels_and_classes():
 def test_models_by_name_map_batches_to_outputs(name):
     shape = (8, 8, 1) if name.endswith("-small") else (32, 32, 3)
     model = models.by_name(name, 7)
-    if name.startswith("resnet") and name != "resnet8-small":  # shapes only: slow to compile
+    if (
+        name.startswith(("resnet", "densenet")) and name != "resnet8-small"
+    ):  # shapes only: slow to compile
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
         out = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((3, *shape), jnp.float32))
         assert out.shape == (3, 7)
@@ -86,6 +107,8 @@ def test_fnn_small_has_the_layers_said():
             "unknown model 'fnn_small': did you mean 'fnn-small'",
         ),
         (lambda: models.resnet(10), "6b \\+ 2.*got 10: did you mean 8"),
+        (lambda: models.preresnet(100), "9b \\+ 2.*got 100: did you mean 101"),
+        (lambda: models.densenet(99), "6l \\+ 4.*got 99: did you mean 100"),
         (lambda: models.resnet(2), "depth must be at least 8"),
         (lambda: models.resnet(8, norm="bacth"), "did you mean 'batch'"),
         (lambda: models.resnet(8, branch_scale=0.0), "branch_scale must be finite and positive"),

@@ -23,12 +23,12 @@ MODULES = sorted(
 LAYERS = {
     "callables": 0, "checks": 0, "convolutions": 0, "emulation": 0, "files": 0, "names": 0,
     "precision": 0, "progress": 0, "resolution": 0, "trees": 0,
-    "data": 1, "tfds": 1, "losses": 1, "sampling": 1, "models": 2, "testing": 2,
+    "data": 1, "tfds": 1, "losses": 1, "sampling": 1, "models": 2, "deep_models": 1, "testing": 2,
     "operators": 3, "eigen": 3,
     "measurement": 4,
     "stability": 5,
     "transforms": 6, "tracking": 6,
-    "dispatch": 7, "training": 7, "landscape": 7,
+    "dispatch": 7, "training": 7, "run_settings": 6, "landscape": 7,
     "store": 8, "sweeps": 8,
     "plots": 9, "experiments": 10, "report": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip

@@ -4,13 +4,14 @@ import doctest
 import math
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxstab import training
+from jaxstab import losses, models, training, transforms
 from jaxstab.sampling import batch_indices, take
 from jaxstab.training import Status, train
 
@@ -266,3 +267,101 @@ def test_wrong_data_and_parameters_are_refused(params, data, error, match):
 def test_examples_in_docstrings():
     found = doctest.testmod(training, extraglobs={"jax": jax, "jnp": jnp, "optax": optax})
     assert found.attempted > 0 and found.failed == 0
+
+
+# ---- batch norm ---------------------------------------------------------------------------------
+
+
+class NormNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(nn.Dense(4)(x))
+        return nn.Dense(2)(nn.tanh(x))
+
+
+@pytest.fixture
+def norm_problem(data):
+    x, _ = data
+    model = NormNet()
+    params = models.initialize(model, jax.random.key(0), x[0])
+    loss = losses.ModelLoss(model, losses.squared, models.initial_state(model, x[0]))
+    return loss, params, (x, jnp.stack([x[:, 0] > 0, x[:, 0] <= 0], 1).astype(float))
+
+
+@pytest.mark.parametrize("batch_size", [4, N])
+def test_batch_norm_trains_as_a_plain_loop_does(norm_problem, batch_size):
+    loss, params, data = norm_problem
+    key, optimizer = jax.random.key(5), optax.sgd(0.1, momentum=0.9)
+    run = train(
+        loss, params, data, optimizer=optimizer, batch_size=batch_size, key=key, max_steps=7,
+        check_every=3, batch_norm="batch",
+    )  # fmt: skip
+
+    @jax.jit
+    def step(params, state, opt_state, key):
+        batch = take(data, batch_indices(key, N, batch_size))
+        mean = lambda p: loss.with_state(state).train_mode(p, batch)  # noqa: E731
+        gradient, state = jax.grad(mean, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), state, opt_state
+
+    theirs, state, opt_state = params, loss.state, optimizer.init(params)
+    for i in range(7):
+        theirs, state, opt_state = step(theirs, state, opt_state, jax.random.fold_in(key, i))
+    # float32, fused differently: 7 steps of rounding 1e-7 on numbers of order 1
+    assert_close(run.params, theirs, 2e-5)
+    assert_close(run.state, state, 2e-5)
+    trained = loss.with_state(run.state)
+    full = jnp.mean(jax.vmap(trained, (None, 0))(run.params, data))
+    assert run.loss == pytest.approx(float(full), rel=1e-5)
+
+
+def test_frozen_statistics_stay(norm_problem):
+    loss, params, data = norm_problem
+    common = {"optimizer": optax.sgd, "learning_rate": 0.1, "batch_size": 4, "max_steps": 3}
+    run = train(loss, params, data, key=jax.random.key(0), **common)
+    assert run.state is None
+    other = train(loss, params, data, key=jax.random.key(0), batch_norm="batch", **common)
+    assert not np.allclose(run.params["Dense_0"]["kernel"], other.params["Dense_0"]["kernel"])
+
+
+def test_sam_and_swa_train_networks_with_batch_norm(norm_problem):
+    loss, params, data = norm_problem
+    optimizer = transforms.swa(transforms.sam(optax.sgd(0.1), rho=0.05, parts=2), every=2)
+    run = train(
+        loss, params, data, optimizer=optimizer, batch_size=4, key=jax.random.key(0), max_steps=20,
+        batch_norm="batch",
+    )  # fmt: skip
+    assert run.loss < run.history[0]
+    average = transforms.swa_params(run.opt_state, run.params)
+    state = models.recompute_batch_stats(loss.model, average, data[0])
+    assert jnp.isfinite(jax.vmap(loss.with_state(state), (None, 0))(average, data)).all()
+
+
+def test_batches_are_augmented_step_by_step(data, params):
+    def augment(key, batch):
+        x, y = batch
+        return x + jax.random.normal(key, x.shape), y
+
+    key = jax.random.key(2)
+    run = train(loss, params, data, optimizer=optax.sgd(0.05), batch_size=3, key=key, max_steps=5,
+                augment=augment)  # fmt: skip
+
+    @jax.jit
+    def step(params, step_key):
+        batch = take(data, batch_indices(step_key, N, 3))
+        gradient = jax.grad(mean)(params, augment(jax.random.fold_in(step_key, 1), batch))
+        return jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
+
+    theirs = params
+    for i in range(5):
+        theirs = step(theirs, jax.random.fold_in(key, i))
+    assert_close(run.params, theirs, 1e-5)
+
+
+def test_moving_statistics_need_a_loss_that_has_them(data, params, norm_problem):
+    common = {"optimizer": optax.sgd(0.1), "batch_size": 4, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"this one has none.*initial_state"):
+        train(loss, params, data, key=jax.random.key(0), batch_norm="batch", **common)
+    with pytest.raises(ValueError, match="did you mean 'batch'"):
+        train(*norm_problem, key=jax.random.key(0), batch_norm="bach", **common)

@@ -11,6 +11,15 @@ from jaxstab.landscape.asymmetry import (
     probability,
     shift_gap,
 )
+from jaxstab.landscape.bias import (
+    AveragingBound,
+    BiasBound,
+    Valley,
+    averaging_bound,
+    bias_bound,
+    expected_shifted_loss,
+    noisy_descent,
+)
 from jaxstab.landscape.chains import Comparison, Draws, Mixing, compare, diagnose, langevin_chains
 from jaxstab.landscape.directions import between, directions, random_subset
 from jaxstab.landscape.flatness import FlatnessRadius, flatness_radius
@@ -35,6 +44,8 @@ from jaxstab.landscape.slices import (
 
 __all__ = [
     "Asymmetry",
+    "AveragingBound",
+    "BiasBound",
     "Channel",
     "Comparison",
     "Derivatives",
@@ -49,12 +60,16 @@ __all__ = [
     "ShiftGap",
     "Simplex",
     "Slice",
+    "Valley",
     "asymmetry",
+    "averaging_bound",
     "between",
+    "bias_bound",
     "compare",
     "derivatives",
     "diagnose",
     "directions",
+    "expected_shifted_loss",
     "flat_side",
     "flat_valley",
     "flatness_radius",
@@ -64,6 +79,7 @@ __all__ = [
     "langevin_chains",
     "mcculloch",
     "noise_statistics",
+    "noisy_descent",
     "plane",
     "probability",
     "random_subset",

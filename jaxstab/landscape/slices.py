@@ -93,7 +93,7 @@ class Reestimated:
     def __call__(self, loss: Any, params: Any) -> Any:
         """Returns the `ModelLoss` with statistics estimated at `params`."""
         state = recompute_batch_stats(loss.model, params, self.x, batch_size=self.batch_size)
-        return dataclasses.replace(loss, state={**loss.state, **state})
+        return loss.with_state({**loss.state, **state})
 
 
 BatchNorm = str | Callable[[Any, Any], Any] | None

@@ -154,6 +154,13 @@ def batch_gradient(loss: Callable[[Any, Any], jax.Array], batch: Any) -> Callabl
     Raises:
       ValueError: from `grad_fn`, if B is not a multiple of `parts`.
     """
+    return gradient_of_parts(
+        lambda params, share: jnp.mean(jax.vmap(loss, (None, 0))(params, share)), batch
+    )
+
+
+def gradient_of_parts(mean_loss: Callable[[Any, Any], jax.Array], batch: Any) -> Callable:
+    """The same as `batch_gradient` for a loss of a batch: `mean_loss(params, batch) -> scalar`."""
     size = data_size(batch)
 
     def grad_fn(params, part=0, parts=1):
@@ -168,6 +175,6 @@ def batch_gradient(loss: Callable[[Any, Any], jax.Array], batch: Any) -> Callabl
             share = jax.tree.map(
                 lambda x: jax.lax.dynamic_slice_in_dim(x, part * m, m, axis=0), batch
             )
-        return jax.grad(lambda p: jnp.mean(jax.vmap(loss, (None, 0))(p, share)))(params)
+        return jax.grad(mean_loss)(params, share)
 
     return grad_fn
