@@ -221,7 +221,7 @@ def averaging_bound(valley: Valley, *, noise: float) -> AveragingBound:
     Example:
       >>> found = averaging_bound(Valley(left=(14.0, 14.0), right=(1.0, 1.0)), noise=1.0)
       >>> found.covered, round(found.lower, 3)
-      (True, 1.861)
+      (True, 1.875)
     """
     check_positive("noise", noise, allow_zero=True)
     (a_minus, b_minus), (b_plus, a_plus) = (
