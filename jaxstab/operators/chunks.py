@@ -23,42 +23,73 @@ def take_chunk(data: Any, start: Any, size: int) -> Any:
     return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), data)
 
 
-def sum_over_chunks(function: Callable[[Any], Any], data: Any, chunk_size: int | None) -> Any:
-    """Returns Σ function(chunk) over chunks of `data`; `function` sums over its chunk's examples.
+def tail_chunk(data: Any, chunk_size: int | None) -> Any:
+    """Returns the examples after the last full chunk."""
+    size, full, _ = chunk_shape(data, chunk_size)
+    return jax.tree.map(lambda leaf: leaf[full * size :], data)
+
+
+def reduce_chunks(
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    data: Any,
+    chunk_size: int | None,
+    extra: tuple[Any, Any] = (None, None),
+) -> tuple[Any, tuple[Any, Any]]:
+    """Returns (Σ total, kept) over chunks of `total, keep = function(chunk, extra_chunk)`.
 
     Sums, not means, are added, so that a remainder of any size carries its own weight
-    (docs/peers.md, 6). Memory is that of one chunk. `chunk_size` None takes all examples at once.
+    (docs/peers.md, 6). `kept` and `extra` are pairs: of all full chunks, stacked where there are
+    several, and of the remainder, None where there is none. `chunk_size` None takes all examples
+    at once.
     """
     function = fast_in_loops(function)
     size, full, remainder = chunk_shape(data, chunk_size)
+    stacked, last = extra
     if full == 1:
-        total = function(take_chunk(data, 0, size) if remainder else data)
+        total, keep = function(take_chunk(data, 0, size) if remainder else data, stacked)
     else:
-        shapes = jax.eval_shape(lambda: function(take_chunk(data, 0, size)))
+
+        def at(index: Any, extra: Any) -> tuple[Any, Any]:
+            return function(take_chunk(data, index * size, size), extra)
+
+        def add(total: Any, xs: Any) -> tuple[Any, Any]:
+            part, keep = at(*xs)
+            return jax.tree.map(jnp.add, total, part), keep
+
+        xs = (jnp.arange(full), stacked)
+        first = jax.tree.map(lambda leaf: leaf[0], xs)
+        shapes = jax.eval_shape(lambda xs: at(*xs)[0], first)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        def add(total: Any, index: Any) -> tuple[Any, None]:
-            part = function(take_chunk(data, index * size, size))
-            return jax.tree.map(jnp.add, total, part), None
-
-        total, _ = lax.scan(add, zero, jnp.arange(full))
+        total, keep = lax.scan(add, zero, xs)
+    keep_last = None
     if remainder:
-        tail = jax.tree.map(lambda leaf: leaf[full * size :], data)
-        total = jax.tree.map(jnp.add, total, function(tail))
-    return total
+        part, keep_last = function(tail_chunk(data, chunk_size), last)
+        total = jax.tree.map(jnp.add, total, part)
+    return total, (keep, keep_last)
+
+
+def sum_over_chunks(function: Callable[[Any], Any], data: Any, chunk_size: int | None) -> Any:
+    """Returns Σ function(chunk) over chunks of `data`; `function` sums over its chunk's examples.
+
+    Memory is that of one chunk.
+    """
+    return reduce_chunks(lambda chunk, _: (function(chunk), None), data, chunk_size)[0]
+
+
+def join_chunks(kept: tuple[Any, Any], data: Any, chunk_size: int | None) -> Any:
+    """Returns per-example results that `reduce_chunks` kept with one leading axis n."""
+    full, last = kept
+    if chunk_shape(data, chunk_size)[1] > 1:
+        full = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), full)
+    if last is None:
+        return full
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), full, last)
 
 
 def map_over_chunks(function: Callable[[Any], Any], data: Any, chunk_size: int | None) -> Any:
     """Returns the per-example results of `function(chunk)`, leading axis n, one chunk at a time."""
-    size, full, remainder = chunk_shape(data, chunk_size)
-    if full == 1 and not remainder:
-        return function(data)
-    parts = lax.map(lambda index: function(take_chunk(data, index * size, size)), jnp.arange(full))
-    joined = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), parts)
-    if remainder:
-        tail = function(jax.tree.map(lambda leaf: leaf[full * size :], data))
-        joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), joined, tail)
-    return joined
+    _, kept = reduce_chunks(lambda chunk, _: ((), function(chunk)), data, chunk_size)
+    return join_chunks(kept, data, chunk_size)
 
 
 def scale_like(total: Any, divisor: Any, like: Any) -> Any:

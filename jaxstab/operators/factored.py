@@ -26,8 +26,8 @@ from jaxstab.callables import static
 from jaxstab.checks import data_size
 from jaxstab.operators import sites as site_forms
 from jaxstab.operators.chunks import scale_like
-from jaxstab.operators.contexts import Contexts, automatic_chunk, memory_limit, tree_bytes
 from jaxstab.operators.hessian import Operator, operator
+from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk, memory_limit, tree_bytes
 from jaxstab.operators.structure import Leaf, Site, Structure, analyse, evaluate, read_program
 
 Params = Any
@@ -123,8 +123,8 @@ def example_factors(
     return Factors(moving, rows_of_cotangents, tuple(gradients)), Constants(fixed, duals)
 
 
-class Context(NamedTuple):
-    """One chunk linearised at θ: factors, constants and the map A (all with leading axis n)."""
+class Linearised(NamedTuple):
+    """One chunk linearised at θ: factors, constants and the map A, all with leading axis n."""
 
     factors: Factors
     constants: Constants
@@ -136,8 +136,10 @@ class Context(NamedTuple):
         return self.factors.inputs[s] if fixed is None else fixed  # type: ignore[return-value]
 
 
-def linearise(structure: Structure, params: Params, chunk: Any, covectors: Any = None) -> Context:
-    """Returns the context of one chunk; `covectors`, leading axis n, as in `example_factors`."""
+def linearise(
+    structure: Structure, params: Params, chunk: Any, covectors: Any = None
+) -> Linearised:
+    """Linearises one chunk; `covectors`, leading axis n, as in `example_factors`."""
 
     def batched(params: Params) -> tuple[Factors, Any]:
         def single(example: Any, covector: Any) -> Any:
@@ -149,7 +151,7 @@ def linearise(structure: Structure, params: Params, chunk: Any, covectors: Any =
         return jax.vmap(single)(chunk, covectors)
 
     factors, linear, constants = jax.linearize(batched, params, has_aux=True)
-    return Context(factors, constants, linear)
+    return Linearised(factors, constants, linear)
 
 
 # --- Per-example vectors of one site -------------------------------------------------------------
@@ -189,9 +191,9 @@ def _has_dual(site: Site, avals: dict[int, Any]) -> bool:
     return not _keeps_pairs(*site_forms.row_sizes(site, avals))
 
 
-def _sizes(context: Context, s: int) -> tuple[int, int, int]:
+def _sizes(linearised: Linearised, s: int) -> tuple[int, int, int]:
     """T, K and M of site s."""
-    x, d = context.inputs(s), context.factors.cotangents[s]
+    x, d = linearised.inputs(s), linearised.factors.cotangents[s]
     return x.shape[-2], x.shape[-1], d.shape[-1]
 
 
@@ -201,15 +203,15 @@ def _multiply(pairs: list[Pair]) -> jax.Array:
     return sum(site_forms.from_dual(*product) for product in products)  # type: ignore[return-value]
 
 
-def _pairs(context: Context, tangent: Factors | None, s: int) -> list[Pair]:
+def _pairs(linearised: Linearised, tangent: Factors | None, s: int) -> list[Pair]:
     """Rows of g_i (no tangent) or of H_i v at site s."""
-    x, d = context.inputs(s), context.factors.cotangents[s]
+    x, d = linearised.inputs(s), linearised.factors.cotangents[s]
     if tangent is None:
         return [Pair(x, d)]
     moved, pair = tangent.inputs[s], Pair(x, tangent.cotangents[s])
     if moved is None:
         return [pair]
-    dual = context.constants.duals[s]
+    dual = linearised.constants.duals[s]
     return [
         Pair(moved, d) if dual is None else Pair(moved, dual, x.shape[-1] // moved.shape[-1]),
         pair,
@@ -246,13 +248,13 @@ def _inner(keep: bool, left: list[Pair], right: list[Pair]) -> jax.Array:
 
 
 def _pull_site(
-    context: Context, tangent: Factors, s: int, mean: jax.Array | None
+    linearised: Linearised, tangent: Factors, s: int, mean: jax.Array | None
 ) -> tuple[jax.Array | None, jax.Array]:
     """(D u_iᵀ, X u_i) with u_i = H_i v − mean at site s; the first None where X does not move."""
-    x, d = context.inputs(s), context.factors.cotangents[s]
-    pairs = _pairs(context, tangent, s)
-    moves = context.factors.inputs[s] is not None
-    if _keeps_pairs(*_sizes(context, s)):
+    x, d = linearised.inputs(s), linearised.factors.cotangents[s]
+    pairs = _pairs(linearised, tangent, s)
+    moves = linearised.factors.inputs[s] is not None
+    if _keeps_pairs(*_sizes(linearised, s)):
         to_d: Any = sum(_mix(_gram(x, p.x), p.d) for p in pairs)
         to_x: Any = sum(_mix(_gram(d, p.d), p.x) for p in pairs) if moves else None
         if mean is not None:
@@ -265,7 +267,7 @@ def _pull_site(
     to_d = jnp.einsum("nbtk,nbkm->nbtm", x, u)
     if not moves:
         return None, to_d
-    dual = context.constants.duals[s]
+    dual = linearised.constants.duals[s]
     if dual is None:
         return jnp.einsum("nbtm,nbkm->nbtk", d, u), to_d
     u = site_forms.to_dual(u, pairs[0].shifts)
@@ -275,17 +277,19 @@ def _pull_site(
 # --- All leaves ------------------------------------------------------------------------------
 
 
-def example_sum(leaves: tuple[Leaf, ...], params: Params, context: Context, tangent: Any) -> Params:
+def example_sum(
+    leaves: tuple[Leaf, ...], params: Params, linearised: Linearised, tangent: Any
+) -> Params:
     """Returns Σ_i H_i v (or Σ_i g_i without a tangent) over one chunk, shaped like `params`."""
     flat, tree = jax.tree.flatten(params)
     total: list[Any] = [None] * len(flat)
     for s, (i, site) in enumerate(_sites(leaves)):
-        matrix = _site_sum(_pairs(context, tangent, s))
+        matrix = _site_sum(_pairs(linearised, tangent, s))
         weight = _weight(site, flat[i])
         part = site_forms.from_matrix(site, matrix, weight).astype(weight.dtype)
         (part,) = jax.linear_transpose(site.view.apply, flat[i])(part)
         total[i] = part if total[i] is None else total[i] + part
-    explicit = context.factors.explicit if tangent is None else tangent.explicit
+    explicit = linearised.factors.explicit if tangent is None else tangent.explicit
     others = [i for i, leaf in enumerate(leaves) if leaf.form != "factored"]
     for i, gradient in zip(others, explicit, strict=True):
         total[i] = jnp.sum(gradient, axis=0)
@@ -293,28 +297,35 @@ def example_sum(leaves: tuple[Leaf, ...], params: Params, context: Context, tang
 
 
 def example_inner(
-    context: Context, left: Factors | None, right: Factors | None, other: Context | None = None
+    linearised: Linearised,
+    left: Factors | None,
+    right: Factors | None,
+    other: Linearised | None = None,
 ) -> jax.Array:
     """Returns ⟨l_i, r_i⟩, shape (n,), of per-example vectors: H_i v of a tangent, g_i of None.
 
-    The right-hand vector is that of the context `other`, if one is given.
+    The right-hand vector is that of `other`, if one is given.
     """
-    other = context if other is None else other
+    other = linearised if other is None else other
     parts = [
-        _inner(_keeps_pairs(*_sizes(context, s)), _pairs(context, left, s), _pairs(other, right, s))
-        for s in range(len(context.factors.cotangents))
+        _inner(
+            _keeps_pairs(*_sizes(linearised, s)),
+            _pairs(linearised, left, s),
+            _pairs(other, right, s),
+        )
+        for s in range(len(linearised.factors.cotangents))
     ]
-    of_left = (context.factors if left is None else left).explicit
+    of_left = (linearised.factors if left is None else left).explicit
     of_right = (other.factors if right is None else right).explicit
     for a, b in zip(of_left, of_right, strict=True):
         parts.append(jnp.sum((a * b).reshape(a.shape[0], -1), axis=1))
     return sum(parts)  # type: ignore[return-value]
 
 
-def pull(
+def apply_to_deviations(
     leaves: tuple[Leaf, ...],
     params: Params,
-    context: Context,
+    linearised: Linearised,
     tangent: Factors,
     mean: Params | None,
 ) -> Params:
@@ -322,12 +333,12 @@ def pull(
     flat = None if mean is None else jax.tree.leaves(mean)
     inputs, cotangents = [], []
     for s, (i, site) in enumerate(_sites(leaves)):
-        x, d = context.inputs(s), context.factors.cotangents[s]
+        x, d = linearised.inputs(s), linearised.factors.cotangents[s]
         shape = (x.shape[1], x.shape[-1], d.shape[-1])
         matrix = None
         if flat is not None:
             matrix = site_forms.to_matrix(site, site.view.apply(flat[i]), shape)
-        to_x, to_d = _pull_site(context, tangent, s, matrix)
+        to_x, to_d = _pull_site(linearised, tangent, s, matrix)
         inputs.append(to_x)
         cotangents.append(to_d)
     others = [i for i, leaf in enumerate(leaves) if leaf.form != "factored"]
@@ -335,59 +346,59 @@ def pull(
         u if flat is None else u - flat[i] for i, u in zip(others, tangent.explicit, strict=True)
     ]
     covector = Factors(tuple(inputs), tuple(cotangents), tuple(explicit))
-    covector = jax.tree.map(lambda c, f: c.astype(f.dtype), covector, context.factors)
-    (result,) = jax.linear_transpose(context.linear, params)(covector)
+    covector = jax.tree.map(lambda c, f: c.astype(f.dtype), covector, linearised.factors)
+    (result,) = jax.linear_transpose(linearised.linear, params)(covector)
     return result
 
 
 # --- Operators -------------------------------------------------------------------------------
 
 
-def make_contexts(loss: Any, params: Params, data: Any, chunk_size: int | None) -> Any:
-    """Returns (leaves, contexts) of a loss at θ, nothing computed yet."""
+def linearise_chunks(loss: Any, params: Params, data: Any, chunk_size: int | None) -> Any:
+    """Returns (leaves, chunks) of a loss at θ, nothing computed yet."""
     structure = read_structure(loss, params, data)
 
-    def make(chunk: Any) -> Context:
+    def make(chunk: Any) -> Linearised:
         return linearise(structure, params, chunk)
 
     size = automatic_chunk(make, data) if chunk_size is None else chunk_size
-    return structure.leaves, Contexts(make, data, size, None)
+    return structure.leaves, LinearisedChunks(make, data, size, None)
 
 
 def _moment_product(
-    leaves: tuple[Leaf, ...], contexts: Contexts, params: Params, v: Params, centred: bool
+    leaves: tuple[Leaf, ...], chunks: LinearisedChunks, params: Params, v: Params, centred: bool
 ) -> Params:
     """(1/n) Σ H_i (H_i v − m) with m = H v if `centred`, else 0."""
-    n = data_size(contexts.data)
+    n = data_size(chunks.data)
     if not centred:
 
-        def square(context: Context, _: Any) -> Any:
-            return pull(leaves, params, context, context.linear(v), None), None
+        def square(linearised: Linearised, _: Any) -> Any:
+            return apply_to_deviations(leaves, params, linearised, linearised.linear(v), None), None
 
-        return scale_like(contexts.reduce(square)[0], n, params)
+        return scale_like(chunks.reduce(square)[0], n, params)
 
-    keep = contexts.single or _tangents_fit(contexts, params)
+    keep = chunks.single or _tangents_fit(chunks, params)
 
-    def first(context: Context, _: Any) -> Any:
-        tangent = context.linear(v)
-        return example_sum(leaves, params, context, tangent), tangent if keep else None
+    def first(linearised: Linearised, _: Any) -> Any:
+        tangent = linearised.linear(v)
+        return example_sum(leaves, params, linearised, tangent), tangent if keep else None
 
-    total, tangents = contexts.reduce(first)
+    total, tangents = chunks.reduce(first)
     mean = scale_like(total, n, params)
 
-    def second(context: Context, tangent: Any) -> Any:
-        tangent = context.linear(v) if tangent is None else tangent
-        return pull(leaves, params, context, tangent, mean), None
+    def second(linearised: Linearised, tangent: Any) -> Any:
+        tangent = linearised.linear(v) if tangent is None else tangent
+        return apply_to_deviations(leaves, params, linearised, tangent, mean), None
 
-    return scale_like(contexts.reduce(second, tangents if keep else None)[0], n, params)
+    return scale_like(chunks.reduce(second, tangents)[0], n, params)
 
 
-def _tangents_fit(contexts: Contexts, params: Params) -> bool:
-    """Whether the tangents of all chunks, besides the kept contexts, fit the memory limit."""
-    if contexts.kept is None:
+def _tangents_fit(chunks: LinearisedChunks, params: Params) -> bool:
+    """Whether the tangents of all chunks, besides what is kept, fit the memory limit."""
+    if chunks.kept is None:
         return False
-    factors = [context.factors for context in contexts.kept if context is not None]
-    return tree_bytes(contexts.kept) + tree_bytes(factors) <= memory_limit()
+    factors = [linearised.factors for linearised in chunks.kept if linearised is not None]
+    return tree_bytes(chunks.kept) + tree_bytes(factors) <= memory_limit()
 
 
 @operator
@@ -402,22 +413,22 @@ class FactoredMoment(Operator):
 
     def product(self, v: Params) -> Params:
         """Returns the product, uncompiled."""
-        leaves, contexts = make_contexts(self.loss, self.params, self.data, self.chunk_size)
-        if contexts.single:
-            contexts = contexts.keep()
-        return _moment_product(leaves, contexts, self.params, v, self.centred)
+        leaves, chunks = linearise_chunks(self.loss, self.params, self.data, self.chunk_size)
+        if chunks.single:
+            chunks = chunks.keep()
+        return _moment_product(leaves, chunks, self.params, v, self.centred)
 
     def prepare(self) -> Operator:
         """Returns the same operator with its linearisation kept, if it fits the memory.
 
         For use inside jit, before a loop of products.
         """
-        leaves, contexts = make_contexts(self.loss, self.params, self.data, self.chunk_size)
-        contexts = contexts.keep()
-        if contexts.kept is None:
+        leaves, chunks = linearise_chunks(self.loss, self.params, self.data, self.chunk_size)
+        chunks = chunks.keep()
+        if chunks.kept is None:
             return self
         return PreparedMoment(
-            self.params, self.data, contexts.kept, leaves, contexts.chunk_size, self.centred
+            self.params, self.data, chunks.kept, leaves, chunks.chunk_size, self.centred
         )
 
 
@@ -434,5 +445,5 @@ class PreparedMoment(Operator):
 
     def product(self, v: Params) -> Params:
         """Returns the product, uncompiled."""
-        contexts = Contexts(None, self.data, self.chunk_size, self.kept)  # type: ignore[arg-type]
-        return _moment_product(self.leaves, contexts, self.params, v, self.centred)
+        chunks = LinearisedChunks(None, self.data, self.chunk_size, self.kept)
+        return _moment_product(self.leaves, chunks, self.params, v, self.centred)

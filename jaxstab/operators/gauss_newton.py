@@ -20,9 +20,9 @@ from jaxstab.callables import static
 from jaxstab.checks import check_at_least, data_size
 from jaxstab.operators import sites as site_forms
 from jaxstab.operators.chunks import chunk_shape, scale_like
-from jaxstab.operators.contexts import Contexts, automatic_chunk
-from jaxstab.operators.factored import Context, example_inner, linearise
+from jaxstab.operators.factored import Linearised, example_inner, linearise
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
+from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
 from jaxstab.operators.statistics import Estimate
 from jaxstab.operators.structure import Program, Structure, analyse, evaluate, live, read_program
 from jaxstab.trees import random_signs
@@ -97,7 +97,7 @@ def _is_linear(head: Program, output: Any, example: Any) -> bool:
     return not any(set(program.params).intersection(eqn.inputs) for eqn in program.equations)
 
 
-class GaussNewtonContext(NamedTuple):
+class GaussNewtonChunk(NamedTuple):
     """One chunk: the map v ↦ (J_i v)_i, and A_i and A_i J_i J_iᵀ A_i, (n, k, k)."""
 
     linear: Any
@@ -105,8 +105,8 @@ class GaussNewtonContext(NamedTuple):
     sandwich: jax.Array
 
 
-def _make(split: Split, params: Params, chunk: Any) -> GaussNewtonContext:
-    """Returns the context of one chunk."""
+def _make(split: Split, params: Params, chunk: Any) -> GaussNewtonChunk:
+    """Linearises one chunk."""
 
     def outputs(params: Params) -> jax.Array:
         def single(example: Any) -> jax.Array:
@@ -124,22 +124,22 @@ def _make(split: Split, params: Params, chunk: Any) -> GaussNewtonContext:
     shape = f.shape[1:]
     curvature = jax.vmap(jax.hessian(head))(f.reshape(n, k), chunk)
     basis = jnp.broadcast_to(jnp.eye(k, dtype=f.dtype).reshape(k, 1, *shape), (k, n, *shape))
-    contexts = [linearise(split.body, params, chunk, basis[o]) for o in range(k)]
-    gram = _output_gram(contexts)
-    return GaussNewtonContext(linear, curvature, curvature @ gram @ curvature)
+    outputs_at = [linearise(split.body, params, chunk, basis[o]) for o in range(k)]
+    gram = _output_gram(outputs_at)
+    return GaussNewtonChunk(linear, curvature, curvature @ gram @ curvature)
 
 
 def _take(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _output_gram(contexts: list[Context]) -> jax.Array:
+def _output_gram(outputs_at: list[Linearised]) -> jax.Array:
     """J_i J_iᵀ, (n, k, k): inner products of the gradients of every pair of outputs."""
-    k = len(contexts)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[c.factors for c in contexts])
+    k = len(outputs_at)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[at.factors for at in outputs_at])
 
     def entry(o: Any, other: Any) -> jax.Array:
-        left, right = (contexts[0]._replace(factors=_take(stacked, j)) for j in (o, other))
+        left, right = (outputs_at[0]._replace(factors=_take(stacked, j)) for j in (o, other))
         return example_inner(left, None, None, right)
 
     rows = jax.vmap(lambda o: jax.vmap(lambda p: entry(o, p))(jnp.arange(k)))(jnp.arange(k))
@@ -156,26 +156,26 @@ class GaussNewtonMoment(Operator):
     centred: bool = static()
     chunk_size: int | None = static(default=None)
 
-    def _contexts(self) -> Contexts:
+    def _chunks(self) -> LinearisedChunks:
         split = split_at_outputs(self.loss, self.params, self.data)
 
-        def make(chunk: Any) -> GaussNewtonContext:
+        def make(chunk: Any) -> GaussNewtonChunk:
             return _make(split, self.params, chunk)
 
         size = automatic_chunk(make, self.data) if self.chunk_size is None else self.chunk_size
-        return Contexts(make, self.data, size, None)
+        return LinearisedChunks(make, self.data, size, None)
 
     def product(self, v: Params) -> Params:
         """Returns the product, uncompiled."""
-        return _product(self._contexts(), self.params, v, self.centred)
+        return _product(self._chunks(), self.params, v, self.centred)
 
     def prepare(self) -> Operator:
         """Returns the operator with the linearisation and the Grams kept, if they fit."""
-        contexts = self._contexts().keep()
-        if contexts.kept is None:
+        chunks = self._chunks().keep()
+        if chunks.kept is None:
             return self
         return PreparedGaussNewton(
-            self.params, self.data, contexts.kept, contexts.chunk_size, self.centred
+            self.params, self.data, chunks.kept, chunks.chunk_size, self.centred
         )
 
 
@@ -191,34 +191,34 @@ class PreparedGaussNewton(Operator):
 
     def product(self, v: Params) -> Params:
         """Returns the product, uncompiled."""
-        contexts = Contexts(None, self.data, self.chunk_size, self.kept)
-        return _product(contexts, self.params, v, self.centred)
+        chunks = LinearisedChunks(None, self.data, self.chunk_size, self.kept)
+        return _product(chunks, self.params, v, self.centred)
 
 
-def _product(contexts: Contexts, params: Params, v: Params, centred: bool) -> Params:
-    n = data_size(contexts.data)
+def _product(chunks: LinearisedChunks, params: Params, v: Params, centred: bool) -> Params:
+    n = data_size(chunks.data)
 
-    def back(context: GaussNewtonContext, covector: jax.Array, like: jax.Array) -> Params:
+    def back(linearised: GaussNewtonChunk, covector: jax.Array, like: jax.Array) -> Params:
         covector = covector.reshape(like.shape).astype(like.dtype)
-        return jax.linear_transpose(context.linear, params)(covector)[0]
+        return jax.linear_transpose(linearised.linear, params)(covector)[0]
 
     def apply(matrices: jax.Array, f: jax.Array) -> jax.Array:
         return jnp.einsum("nkl,nl->nk", matrices, f.reshape(f.shape[0], -1))
 
-    def mean(context: GaussNewtonContext, _: Any) -> Any:
-        f = context.linear(v)
-        return back(context, apply(context.curvature, f), f), None
+    def mean(linearised: GaussNewtonChunk, _: Any) -> Any:
+        f = linearised.linear(v)
+        return back(linearised, apply(linearised.curvature, f), f), None
 
-    m = scale_like(contexts.reduce(mean)[0], n, params) if centred else None
+    m = scale_like(chunks.reduce(mean)[0], n, params) if centred else None
 
-    def moment(context: GaussNewtonContext, _: Any) -> Any:
-        f = context.linear(v)
-        covector = apply(context.sandwich, f)
+    def moment(linearised: GaussNewtonChunk, _: Any) -> Any:
+        f = linearised.linear(v)
+        covector = apply(linearised.sandwich, f)
         if m is not None:
-            covector = covector - apply(context.curvature, context.linear(m))
-        return back(context, covector, f), None
+            covector = covector - apply(linearised.curvature, linearised.linear(m))
+        return back(linearised, covector, f), None
 
-    return scale_like(contexts.reduce(moment)[0], n, params)
+    return scale_like(chunks.reduce(moment)[0], n, params)
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "chunk_size"))
@@ -227,7 +227,7 @@ def _residual_squares(
 ) -> jax.Array:
     split = split_at_outputs(loss, params, data)
 
-    def make(chunk: Any) -> Context:
+    def make(chunk: Any) -> Linearised:
         def slope(example: Any) -> jax.Array:
             leaves = jax.tree.leaves(example)
             f = evaluate(split.body.program, jax.tree.leaves(params), leaves)
@@ -236,16 +236,16 @@ def _residual_squares(
         return linearise(split.body, params, chunk, jax.vmap(slope)(chunk))
 
     size = automatic_chunk(make, data) if chunk_size is None else chunk_size
-    contexts = Contexts(make, data, size, None)
+    chunks = LinearisedChunks(make, data, size, None)
 
     def probe(key: jax.Array) -> jax.Array:
         v = random_signs(key, params)
 
-        def squares(context: Context) -> jax.Array:
-            tangent = context.linear(v)
-            return example_inner(context, tangent, tangent)
+        def squares(linearised: Linearised) -> jax.Array:
+            tangent = linearised.linear(v)
+            return example_inner(linearised, tangent, tangent)
 
-        return jnp.mean(contexts.map(squares))
+        return jnp.mean(chunks.map(squares))
 
     return jax.lax.map(probe, jax.random.split(key, probes))
 

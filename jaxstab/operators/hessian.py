@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_params, data_size
 from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
-from jaxstab.operators.contexts import Contexts, automatic_chunk
+from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
 from jaxstab.precision import HasPrecision, check_precision, with_own_precision
 
 Params = Any
@@ -133,13 +133,13 @@ class Hessian(Operator):
     data: Any
     chunk_size: int | None = static(default=None)
 
-    def _contexts(self) -> Contexts:
+    def _chunks(self) -> LinearisedChunks:
         def make(chunk: Any) -> Any:
             gradient = jax.grad(lambda params: total_loss(self.loss, params, chunk))
             return jax.linearize(gradient, self.params)[1]
 
         size = self.chunk_size
-        return Contexts(
+        return LinearisedChunks(
             make, self.data, automatic_chunk(make, self.data) if size is None else size, None
         )
 
@@ -150,15 +150,15 @@ class Hessian(Operator):
             gradient = jax.grad(lambda params: total_loss(self.loss, params, chunk))
             return jax.jvp(gradient, (self.params,), (v,))[1]
 
-        total = sum_over_chunks(chunk_product, self.data, self._contexts().chunk_size)
+        total = sum_over_chunks(chunk_product, self.data, self._chunks().chunk_size)
         return scale_like(total, data_size(self.data), self.params)
 
     def prepare(self) -> Operator:
         """Returns the operator with ∇L linearised at θ, if the residuals fit the memory."""
-        contexts = self._contexts().keep()
-        if contexts.kept is None:
+        chunks = self._chunks().keep()
+        if chunks.kept is None:
             return self
-        return PreparedHessian(self.params, self.data, contexts.kept, contexts.chunk_size)
+        return PreparedHessian(self.params, self.data, chunks.kept, chunks.chunk_size)
 
 
 @operator
@@ -172,8 +172,8 @@ class PreparedHessian(Operator):
 
     def product(self, v: Params) -> Params:
         """Returns H v, uncompiled."""
-        contexts = Contexts(None, self.data, self.chunk_size, self.kept)
-        total, _ = contexts.reduce(lambda linear, _: (linear(v), None))
+        chunks = LinearisedChunks(None, self.data, self.chunk_size, self.kept)
+        total, _ = chunks.reduce(lambda linear, _: (linear(v), None))
         return scale_like(total, data_size(self.data), self.params)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, data_size
 from jaxstab.operators.chunks import chunk_shape
-from jaxstab.operators.factored import example_inner, example_sum, make_contexts
+from jaxstab.operators.factored import example_inner, example_sum, linearise_chunks
 from jaxstab.operators.hessian import Loss, Params, check_problem
 from jaxstab.trees import random_signs
 
@@ -37,10 +37,10 @@ def _checked(loss: Loss, params: Params, data: Any, chunk_size: int | None) -> A
 
 @functools.partial(jax.jit, static_argnames="chunk_size")
 def _gradient_squares(loss: Any, params: Params, data: Any, chunk_size: int | None) -> Any:
-    leaves, contexts = make_contexts(loss, params, data, chunk_size)
-    squares = contexts.map(lambda context: example_inner(context, None, None))
-    total, _ = contexts.reduce(
-        lambda context, _: (example_sum(leaves, params, context, None), None)
+    leaves, chunks = linearise_chunks(loss, params, data, chunk_size)
+    squares = chunks.map(lambda linearised: example_inner(linearised, None, None))
+    total, _ = chunks.reduce(
+        lambda linearised, _: (example_sum(leaves, params, linearised, None), None)
     )
     return squares, sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(total))
 
@@ -49,13 +49,13 @@ def _gradient_squares(loss: Any, params: Params, data: Any, chunk_size: int | No
 def _product_squares(
     loss: Any, params: Params, data: Any, v: Params, chunk_size: int | None
 ) -> jax.Array:
-    _, contexts = make_contexts(loss, params, data, chunk_size)
+    _, chunks = linearise_chunks(loss, params, data, chunk_size)
 
-    def squares(context: Any) -> jax.Array:
-        tangent = context.linear(v)
-        return example_inner(context, tangent, tangent)
+    def squares(linearised: Any) -> jax.Array:
+        tangent = linearised.linear(v)
+        return example_inner(linearised, tangent, tangent)
 
-    return contexts.map(squares)
+    return chunks.map(squares)
 
 
 def per_example_gradient_norms(

@@ -1,0 +1,110 @@
+"""What all products of one measurement share, chunk by chunk: kept in memory or made anew.
+
+A *linearised chunk* is whatever `make(chunk)` returns: a linearisation at θ with its residuals.
+`LinearisedChunks.reduce` runs over them and sums; whether they are kept is decided once, from a
+memory limit.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxstab.convolutions import fast_in_loops
+from jaxstab.operators.chunks import (
+    chunk_shape,
+    join_chunks,
+    reduce_chunks,
+    tail_chunk,
+    take_chunk,
+)
+
+# Without a chunk size, chunks are as large as this many bytes of linearisation allow.
+CHUNK_MEMORY = 2**30
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of the arrays (or shapes) of a pytree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def memory_limit() -> int:
+    """Bytes that kept linearisations may take: a quarter of the default device's memory."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] // 4
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def automatic_chunk(make: Callable[[Any], Any], data: Any) -> int:
+    """Returns the largest chunk, all n if possible, whose linearisation fits `CHUNK_MEMORY`."""
+    n, _, _ = chunk_shape(data, None)
+    one = jax.eval_shape(lambda data: make(take_chunk(data, 0, 1)), data)
+    two = jax.eval_shape(lambda data: make(take_chunk(data, 0, min(2, n))), data)
+    # What grows with the chunk; the rest (weights among the residuals) is there once in any case.
+    per_example = max(1, tree_bytes(two) - tree_bytes(one)) if n > 1 else 1
+    chunks = -(-n * per_example // CHUNK_MEMORY)
+    return -(-n // chunks)
+
+
+class LinearisedChunks(NamedTuple):
+    """The linearisations `make(chunk)` of all chunks of `data`.
+
+    `kept` holds them, as a pair of full chunks and remainder (see `reduce_chunks`); where it is
+    None they are made anew at every pass.
+    """
+
+    make: Any
+    data: Any
+    chunk_size: int
+    kept: tuple[Any, Any] | None
+
+    @property
+    def single(self) -> bool:
+        """Whether one chunk holds all examples."""
+        _, full, remainder = chunk_shape(self.data, self.chunk_size)
+        return full == 1 and not remainder
+
+    def reduce(
+        self, function: Callable[[Any, Any], tuple[Any, Any]], extra: Any = (None, None)
+    ) -> tuple[Any, Any]:
+        """Returns (Σ total, kept) of `total, keep = function(linearised_chunk, extra_chunk)`.
+
+        `extra` is what an earlier `reduce` returned as kept, or nothing.
+        """
+        if self.kept is None:
+            make = lambda chunk, extra: function(self.make(chunk), extra)  # noqa: E731
+            return reduce_chunks(make, self.data, self.chunk_size, extra)
+        pairs = tuple(zip(self.kept, extra, strict=True))
+        take = lambda _, pair: function(*pair)  # noqa: E731
+        return reduce_chunks(take, self.data, self.chunk_size, pairs)  # type: ignore[arg-type]
+
+    def map(self, function: Callable[[Any], Any]) -> Any:
+        """Returns the per-example results of `function(linearised_chunk)`, leading axis n."""
+        _, kept = self.reduce(lambda chunk, _: ((), function(chunk)))
+        return join_chunks(kept, self.data, self.chunk_size)
+
+    def bytes(self) -> int:
+        """Bytes that keeping all linearisations takes."""
+        size, full, remainder = chunk_shape(self.data, self.chunk_size)
+        chunk = jax.eval_shape(lambda data: self.make(take_chunk(data, 0, size)), self.data)
+        return tree_bytes(chunk) * (full + (remainder > 0))
+
+    def keep(self) -> "LinearisedChunks":
+        """Returns the same chunks, linearised now and kept, if they fit `memory_limit()`."""
+        size, full, remainder = chunk_shape(self.data, self.chunk_size)
+        if self.kept is not None or self.bytes() > memory_limit():
+            return self
+        make = fast_in_loops(self.make)
+        if full == 1:
+            stacked = make(take_chunk(self.data, 0, size) if remainder else self.data)
+        else:
+            stacked = lax.map(
+                lambda index: make(take_chunk(self.data, index * size, size)), jnp.arange(full)
+            )
+        tail = make(tail_chunk(self.data, self.chunk_size)) if remainder else None
+        return self._replace(kept=(stacked, tail))
