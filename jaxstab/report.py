@@ -6,15 +6,13 @@ the page, styles too: it can be sent as it is and needs no network.
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from jaxstab import files
+from jaxstab import files, plots
 from jaxstab.experiments import tables
 from jaxstab.experiments.tables import Column, Table
 
@@ -104,7 +102,7 @@ def _sweep(folder: Path) -> str:
         rows = minima.place(
             records, n, loss_kind=description.get("config", {}).get("loss", "squared")
         )
-        figures = [_image(_png(f), name) for name, f in minima.diagrams(rows, n=n).items()]
+        figures = [_image(plots.png(f), name) for name, f in minima.diagrams(rows, n=n).items()]
         table = minima.table(rows, n=n).rendered()
         parts.append(_section("Figures", "".join(figures)))
         parts.append(_section("Table", _found([table], minima.conclusion(rows))))
@@ -133,8 +131,8 @@ def _table(rows: pd.DataFrame) -> str:
 
 def show_claim(claim: "Claim") -> str:
     """Statistic, measured value with its interval, prediction and kind, in one line."""
-    interval = (claim.uncertainty or {}).get("interval")
-    around = f" [{', '.join(map(show, interval))}]" if interval else ""
+    low, high = (claim.uncertainty or {}).get("interval", (0, 0))
+    around = "" if low == high else f" [{show(low)}, {show(high)}]"
     return (
         f"{claim.statistic}: {show(claim.measured)}{around}, predicted {show(claim.predicted)} "
         f"({claim.kind})"
@@ -185,12 +183,6 @@ def _figure(path: Path) -> str:
 def _image(content: bytes, name: str) -> str:
     encoded = base64.b64encode(content).decode()
     return f'<img alt="{_text(name)}" src="data:image/png;base64,{encoded}">\n'
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
 
 
 def _read_json(path: Path, default: Any) -> Any:

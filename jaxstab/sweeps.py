@@ -295,7 +295,9 @@ def _evaluated(evaluate: Any, params: Any) -> list[str]:
 
 
 def _point(record: Mapping[str, Any]) -> Point:
-    return Point(*(record[name] for name in Point._fields))
+    # Python's own types, which name the folder: a row of a data frame holds NumPy's
+    types = (int, float, float, int)
+    return Point(*(kind(record[name]) for kind, name in zip(types, Point._fields, strict=True)))
 
 
 def grid(

@@ -20,7 +20,7 @@ from jaxstab.transforms.common import check_key
 from jaxstab.trees import accumulator_dtype, dot, norm
 
 
-class Estimate(NamedTuple):
+class BatchMean(NamedTuple):
     """A mean over random draws."""
 
     value: jax.Array  # ()
@@ -51,7 +51,7 @@ class TrackerInfo(NamedTuple):
     sharpness: EigenResult  # a; vector None
     nonuniformity: EigenResult | None  # s; vector None
     preconditioned: EigenResult | None  # λ_max(P⁻¹H); vector None
-    batch_sharpness: Estimate | None
+    batch_sharpness: BatchMean | None
     loss: jax.Array  # (), mean over the data
     gradient_norm: jax.Array  # ()
     n: jax.Array  # (), int32: number of examples
@@ -314,7 +314,7 @@ def _solve(
 
 def _batch_sharpness(
     loss: Any, params: Any, data: Any, key: jax.Array, batch_size: int, batches: int
-) -> Estimate:
+) -> BatchMean:
     """Mean over random batches of g_Bᵀ H_B g_B / ‖g_B‖²; batches without gradient do not count."""
     n = data_size(data)
 
@@ -330,7 +330,7 @@ def _batch_sharpness(
     count = jnp.sum(used)
     mean = jnp.sum(jnp.where(used, ratios, 0)) / count
     variance = jnp.sum(jnp.where(used, (ratios - mean) ** 2, 0)) / (count - 1)
-    return Estimate(mean, jnp.sqrt(variance / count))
+    return BatchMean(mean, jnp.sqrt(variance / count))
 
 
 def adam_preconditioner(*, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0) -> Callable:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import optax
@@ -13,7 +13,7 @@ from jaxstab.experiments import minima, problems
 from jaxstab.experiments.problems import Problem
 from jaxstab.experiments.protocol import Context
 from jaxstab.experiments.settings import FULL_BATCH, GdGridSettings, batch_sizes_for, seed_range
-from jaxstab.measurement import measure
+from jaxstab.measurement import Measurement, measure
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def run_grid(settings: GdGridSettings, context: Context) -> Grid:
       settings: the grid; without `batch_sizes` it is one of gradient descent.
       context: where the runs are stored and who is told how far it is.
     """
-    measuring = settings.measuring
+    measuring = measure_with(**settings.measuring)
     problem = problems.load(settings, context.data_dir)
     batch_sizes: Sequence[int | str] = getattr(settings, "batch_sizes", (FULL_BATCH,))
     result = sweeps.sweep(
@@ -61,13 +61,19 @@ def run_grid(settings: GdGridSettings, context: Context) -> Grid:
         max_steps=settings.max_steps,
         loss_tolerance=settings.loss_tolerance,
         evaluate=problem.evaluate,
-        measure=partial(measure, **measuring),
+        measure=measuring,
         config={"dataset": settings.dataset, "model": settings.model, "loss": settings.loss},
         out=context.out / "sweep",
         progress=lambda done, total, record: context.progress(done, total, _message(record)),
     )
     rows = minima.place(result.records, problem.n, loss_kind=settings.loss)
     return Grid(rows, problem.n, result, problem)
+
+
+@cache
+def measure_with(*, tol: float, max_matvecs: int) -> partial[Measurement]:
+    """`jaxstab.measure` at an accuracy; one object for each, so that a sweep compiles it once."""
+    return partial(measure, tol=tol, max_matvecs=max_matvecs)
 
 
 def _message(record: Any) -> str:

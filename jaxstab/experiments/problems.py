@@ -29,14 +29,22 @@ class Problem:
         """Number of training examples."""
         return len(self.dataset.train[0])
 
-    def init(self, key: Any, scale: Any) -> Any:
-        """Initial parameters, U[−scale/√n_in, scale/√n_in]."""
-        return models.initialize(self.loss.model, key, self.dataset.train[0][0], scale)
+    @property
+    def init(self) -> Any:
+        """Function of (key, scale) that returns initial parameters, U[−scale/√n_in, scale/√n_in].
+
+        A pytree of the network, so that equal problems compile it once.
+        """
+        return jax.tree_util.Partial(_initialize, self.loss, self.dataset.train[0][0])
 
     @property
     def evaluate(self) -> Any:
         """Function of params that returns training and test accuracy, in [0, 1]."""
         return jax.tree_util.Partial(_accuracies, self.loss, self.dataset.train, self.dataset.test)
+
+
+def _initialize(loss: losses.ModelLoss, example: Any, key: Any, scale: Any) -> Any:
+    return models.initialize(loss.model, key, example, scale)
 
 
 def _accuracies(loss: Any, train: Any, test: Any, params: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jaxstab import files
+from jaxstab import files, plots
 from jaxstab.checks import check_name
 from jaxstab.experiments.claims import Claim
 from jaxstab.experiments.settings import describe
@@ -58,7 +58,8 @@ class Outcome:
     @property
     def text(self) -> str:
         """Tables and notes, as the command line prints them."""
-        return "\n\n".join([table.text() for table in self.tables] + ["\n".join(self.notes)])
+        parts = [*(table.text() for table in self.tables), "\n".join(self.notes)]
+        return "\n\n".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _write(out: Path, settings: Any, outcome: Outcome) -> list[str]:
         out / "summary.txt", f"{describe(settings)}\n\n{outcome.text.rstrip()}\n"
     )
     for name, figure in outcome.figures.items():
-        figure.savefig(out / f"{name}.png", dpi=150)
+        files.write_atomically(out / f"{name}.png", plots.png(figure))
     return [f"{name}.png" for name in outcome.figures]
 
 

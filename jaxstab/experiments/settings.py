@@ -55,6 +55,10 @@ def describe(settings: Any) -> str:
     return ", ".join(f"{key} {value}" for key, value in shown.items() if value != "")
 
 
+# What `tiny` presets share as far as they can, so that tests compile it once for all of them.
+TINY: dict[str, Any] = {"n_train": 40, "max_steps": 3000, "loss_tolerance": 0.01}
+
+
 @dataclass(frozen=True)
 class ProblemSettings:
     """A model on a data set; `jaxstab.experiments.problems.load` builds it."""

@@ -23,7 +23,7 @@ from jaxstab.operators.chunks import chunk_shape, scale_like
 from jaxstab.operators.factored import Linearised, example_inner, linearise
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
 from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
-from jaxstab.operators.statistics import Estimate
+from jaxstab.operators.statistics import ProbeMean
 from jaxstab.operators.structure import Program, Structure, analyse, evaluate, live, read_program
 from jaxstab.trees import random_signs
 
@@ -258,7 +258,7 @@ def gauss_newton_difference(
     key: jax.Array,
     probes: int = 10,
     chunk_size: int | None = None,
-) -> Estimate:
+) -> ProbeMean:
     """Estimates a bound on |s − s_GN|: √((1/n) Σ ‖E_i‖_F²), from the residuals alone.
 
     s is the spectral norm of the stacked (H_i − H)/√n, so by the triangle inequality
@@ -274,4 +274,4 @@ def gauss_newton_difference(
     squares = _residual_squares(*problem, key, probes, chunk_size)
     value = jnp.sqrt(jnp.mean(squares))
     error = jnp.std(squares, ddof=1) / jnp.sqrt(probes)
-    return Estimate(value, error / jnp.where(value > 0, 2 * value, 1), probes)
+    return ProbeMean(value, error / jnp.where(value > 0, 2 * value, 1), probes)

@@ -15,7 +15,7 @@ from jaxstab.operators.hessian import Loss, Params, check_problem
 from jaxstab.trees import random_signs
 
 
-class Estimate(NamedTuple):
+class ProbeMean(NamedTuple):
     """A mean over random probes.
 
     Attributes:
@@ -112,7 +112,7 @@ def hessian_frobenius(
     key: jax.Array,
     probes: int = 30,
     chunk_size: int | None = None,
-) -> Estimate:
+) -> ProbeMean:
     """Estimates (1/n) Σ ‖H_i‖_F² = tr (1/n) Σ H_i² by (1/n) Σ ‖H_i z‖² over random signs z.
 
     Unbiased (Hutchinson): E ‖H_i z‖² = ‖H_i‖_F². Cost: `probes` times half a Hessian-vector
@@ -121,7 +121,7 @@ def hessian_frobenius(
     check_at_least("probes", probes, 2)
     problem = _checked(loss, params, data, chunk_size)
     values = _frobenius(*problem, key, probes, chunk_size)
-    return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(probes), probes)
+    return ProbeMean(jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(probes), probes)
 
 
 def directional_curvatures(

@@ -13,6 +13,7 @@ from jaxstab.plots.common import (
     label_axes,
     mean_std,
     new_figure,
+    png,
     published_series,
     styled,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "mean_std",
     "new_figure",
     "plane",
+    "png",
     "published_series",
     "selection",
     "stability_diagram",

@@ -6,6 +6,7 @@ dashed and labelled; error bars are one standard deviation over seeds unless the
 """
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -156,6 +157,13 @@ def label_axes(
         axes.set_title(title)
     if legend:
         axes.legend()
+
+
+def png(figure: Figure, *, dpi: int = 150) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
 def published_series(label: str, rows: Any, *, x: str, y: str) -> Series | None:

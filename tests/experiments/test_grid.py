@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -64,3 +65,11 @@ def test_paper_preset_runs_on_prepared_data(tmp_path, name):
     data_dir = tmp_path / "data"
     outcome = execute(REGISTRY[name], small, out=tmp_path / "out", data_dir=data_dir)
     assert outcome.rows["sharpness"][0] > 0
+
+
+def test_equal_problems_compile_once():
+    first, second = (problems.load(TINY) for _ in range(2))
+    assert jax.tree.structure(first.init) == jax.tree.structure(second.init)
+    assert jax.tree.structure(first.loss) == jax.tree.structure(second.loss)
+    assert jax.tree.structure(first.evaluate) == jax.tree.structure(second.evaluate)
+    assert grid.measure_with(**TINY.measuring) is grid.measure_with(**TINY.measuring)

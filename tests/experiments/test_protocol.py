@@ -2,16 +2,19 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from jaxstab.experiments import REGISTRY, protocol
+from jaxstab.experiments import REGISTRY, minima, protocol
 from jaxstab.experiments import settings as shared
 from jaxstab.experiments.claims import claim
 from jaxstab.experiments.protocol import Context, Experiment, Outcome, execute
@@ -155,3 +158,20 @@ def test_outcomes_are_checked_by_name():
     with pytest.raises(KeyError):
         REGISTRY["nothing"]
     assert protocol.environment()["versions"]["jax"]
+
+
+def test_the_skeleton_of_contributing_runs(tmp_path, record):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    module, listing = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[:2]
+    names = {"__name__": "skeleton"}
+    exec(compile(module, "CONTRIBUTING.md", "exec"), names)
+    rows = minima.place([record(3.9, 4.0, batch_size=50, seed=seed) for seed in (0, 1)], 50)
+    names["run_grid"] = lambda settings, context: SimpleNamespace(
+        rows=rows, minima=minima.reached(rows)
+    )
+    exec(compile(listing, "CONTRIBUTING.md", "exec"), names)
+    ((name, (_, place, summary)),) = names["EXPERIMENTS"].items()
+    experiment = Experiment(name, place, summary, names["run"], names["PRESETS"])
+    outcome = execute(experiment, experiment.presets["tiny"], out=tmp_path)
+    assert outcome.claims[0].measured == pytest.approx(0.975)
+    assert outcome.claims[0].status == "holds" and (tmp_path / "edge.png").exists()

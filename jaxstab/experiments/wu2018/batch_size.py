@@ -9,7 +9,7 @@ from jaxstab.experiments import minima, published, tables
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.grid import run_grid
 from jaxstab.experiments.protocol import Context, Outcome
-from jaxstab.experiments.settings import GridSettings
+from jaxstab.experiments.settings import TINY, GridSettings
 from jaxstab.experiments.statistics import share
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.experiments.wu2018.selection import falls_with_batch_size
@@ -108,12 +108,5 @@ PRESETS = {
         batch_sizes=(4, 10, 100, 400, "n"),
         max_steps=400_000,
     ),
-    "tiny": GridSettings(
-        n_train=20,
-        learning_rates=(1.0,),
-        batch_sizes=(4, "n"),
-        seeds=1,
-        max_steps=2000,
-        loss_tolerance=0.02,
-    ),
+    "tiny": GridSettings(**TINY, learning_rates=(1.0,), batch_sizes=(10, "n"), seeds=1),
 }

@@ -13,6 +13,7 @@ from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.grid import run_grid
 from jaxstab.experiments.protocol import Context, Outcome
 from jaxstab.experiments.settings import (
+    TINY,
     GridSettings,
     MeasureSettings,
     StopSettings,
@@ -40,8 +41,8 @@ class Settings(MeasureSettings, StopSettings):
     batch_sizes: tuple[int | str, ...] = setting(
         (4, 25), "batch sizes; n is the whole data set", parse_batch_size
     )
-    init_scales: tuple[float, ...] = setting((1.0, 1.5), "initialisation scales v")
-    seeds: int = setting(1, "number of seeds")
+    init_scales: tuple[float, ...] = setting((1.0,), "initialisation scales v")
+    seeds: int = setting(3, "number of seeds")
     max_steps: int = setting(15_000, "step limit of a run")
 
 
@@ -169,12 +170,11 @@ PRESETS = {
         max_steps=400_000,
     ),
     "tiny": Settings(
+        **TINY,
         problems=("digits/fnn-small",),
-        n_train=20,
         learning_rates=(1.0,),
         init_scales=(1.0,),
-        batch_sizes=(4,),
-        max_steps=2000,
-        loss_tolerance=0.02,
+        batch_sizes=(10, "n"),
+        seeds=1,
     ),
 }

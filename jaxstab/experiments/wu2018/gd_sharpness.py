@@ -8,7 +8,7 @@ from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.grid import run_grid
 from jaxstab.experiments.minima import SLACK
 from jaxstab.experiments.protocol import Context, Outcome
-from jaxstab.experiments.settings import GdGridSettings
+from jaxstab.experiments.settings import TINY, GdGridSettings
 from jaxstab.experiments.statistics import mean_over
 from jaxstab.experiments.tables import Column, Table
 
@@ -105,7 +105,5 @@ PRESETS = {
         learning_rates=(0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
         max_steps=400_000,
     ),
-    "tiny": GdGridSettings(
-        n_train=20, learning_rates=(1.0, 1e4), seeds=1, max_steps=3000, loss_tolerance=0.01
-    ),
+    "tiny": GdGridSettings(**TINY, learning_rates=(1.0, 1e4), seeds=1),
 }

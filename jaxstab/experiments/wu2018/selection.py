@@ -7,7 +7,7 @@ from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.grid import run_grid
 from jaxstab.experiments.minima import SLACK
 from jaxstab.experiments.protocol import Context, Experiment, Outcome
-from jaxstab.experiments.settings import GridSettings
+from jaxstab.experiments.settings import TINY, GridSettings
 from jaxstab.experiments.statistics import mean_over, share, trend
 
 
@@ -84,14 +84,7 @@ PRESETS = {
         init_scales=(0.5, 1.0, 1.5),
         max_steps=400_000,
     ),
-    "tiny": GridSettings(
-        n_train=40,
-        learning_rates=(1.0,),
-        batch_sizes=(10, "n"),
-        seeds=1,
-        max_steps=3000,
-        loss_tolerance=0.01,
-    ),
+    "tiny": GridSettings(**TINY, learning_rates=(1.0,), batch_sizes=(10, "n"), seeds=1),
 }
 
 # `jaxstab sweep`: the same for any grid; not in the registry, as it is no experiment of a paper.
