@@ -79,9 +79,7 @@ def test_run_prints_the_table_the_claims_and_the_files(toy, tmp_path, capsys):
 
 
 def test_every_setting_is_an_option(toy, tmp_path):
-    options = (
-        "--learning-rates 1 2.5 --batch-size 7 n --seeds 3 --tolerance 1e-3 --name y"
-    )
+    options = "--learning-rates 1 2.5 --batch-size 7 n --seeds 3 --tolerance 1e-3 --name y"
     assert run(tmp_path, *options.split(), "--no-control", "--class", "a") == 0
     assert toy == [Settings((1.0, 2.5), (7, "n"), 3, 1e-3, ("a",), "y", False)]
 
