@@ -15,7 +15,7 @@ run: $(READY)
 	$(BIN)/jaxstab run selection --preset quick --out runs/selection
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' -q --durations=20
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -q
