@@ -100,17 +100,21 @@ def bootstrap(
       >>> found.value, found.how
       (9.5, '95 %, bootstrap over 20 seeds')
     """
+    return _bootstrap(rows, lambda chosen: statistic(rows.iloc[chosen]), by, resamples)
+
+
+def _bootstrap(
+    rows: pd.DataFrame, statistic: Callable[[np.ndarray], float], by: By, resamples: int
+) -> Estimate:
+    """The same with a statistic of the positions of the rows."""
     units = list(rows.groupby(_units(rows, by)).indices.values())
     m = len(units)
     how = f"95 %, bootstrap over {_count(m, by)}"
-    value = float(statistic(rows)) if m else math.nan
+    value = float(statistic(np.arange(len(rows)))) if m else math.nan
     if m < 3 or math.isnan(value):
         return Estimate(value, math.nan, math.nan, how)
-    rng = np.random.default_rng(0)
-    drawn = [
-        float(statistic(rows.iloc[np.concatenate([units[i] for i in rng.integers(m, size=m)])]))
-        for _ in range(resamples)
-    ]
+    draws = np.random.default_rng(0).integers(m, size=(resamples, m))
+    drawn = [float(statistic(np.concatenate([units[i] for i in draw]))) for draw in draws]
     tail = stats.norm.cdf(math.sqrt(m / (m - 1)) * stats.t.ppf(0.025, m - 1))
     known = np.array(drawn)[np.isfinite(drawn)]
     low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (math.nan, math.nan)
@@ -131,7 +135,10 @@ def correlation(
       1.0
     """
     known = rows[[*_names(by), x, y]].dropna()
-    return bootstrap(known, lambda some: _correlate(some[x], some[y], ranks), by=by)
+    first, second = (known[name].to_numpy(float) for name in (x, y))
+    return _bootstrap(
+        known, lambda chosen: _correlate(first[chosen], second[chosen], ranks), by, 2000
+    )
 
 
 def trend(

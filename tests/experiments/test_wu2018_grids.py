@@ -116,7 +116,8 @@ def minima_of(problem, noise, *, seeds=20, draw=0, power=1.0):
 
 def test_correlation(tmp_path):
     def status(*parts):
-        return status_of(correlation.claims(pd.concat(parts), PROBLEMS))
+        by_problem = dict(zip(PROBLEMS, parts, strict=False)) | {correlation.ALL: pd.concat(parts)}
+        return status_of([correlation.claim_of(*part) for part in by_problem.items()])
 
     strong = [minima_of(problem, 0.05, draw=i) for i, problem in enumerate(PROBLEMS)]
     assert set(status(*strong).values()) == {"holds"}
@@ -133,8 +134,8 @@ def test_correlation(tmp_path):
 def test_runs_that_reached_no_minimum_do_not_count():
     rows = minima_of(PROBLEMS[0], 0.0)
     failed = rows.iloc[:1].assign(sharpness=np.nan, nonuniformity=np.nan, side="")
-    lines = correlation.summarize(pd.concat([rows, failed]), PROBLEMS)
-    assert lines["minima"].tolist() == [20, 0, 20] and lines["runs"].tolist() == [21, 0, 21]
+    lines = correlation.summarize({PROBLEMS[0]: pd.concat([rows, failed]), PROBLEMS[1]: failed})
+    assert lines["minima"].tolist() == [20, 0] and lines["runs"].tolist() == [21, 1]
     assert "–" in correlation.table(lines).text()
 
 

@@ -1,6 +1,7 @@
 """Sharpness against non-uniformity over many models and settings (Wu, Ma, E 2018, Fig. 7)."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from jaxstab.experiments.settings import (
 from jaxstab.experiments.statistics import Estimate, correlation
 from jaxstab.experiments.tables import Column, Table
 
+ALL = "all"
 STRONG = 0.5  # a correlation above this counts as strong
 # Runs of one seed on one problem begin at multiples of the same point and see the same batches.
 UNITS = ("problem", "seed")
@@ -49,47 +51,40 @@ class Settings(MeasureSettings, StopSettings):
 def run(settings: Settings, context: Context) -> Outcome:
     """Trains the grid on every problem and correlates a with s over all minima."""
     grids = {problem: grid_settings(settings, problem) for problem in settings.problems}
-    rows = pd.concat(
-        [
-            run_grid(grid, context.part(problem, i, len(grids))).rows.assign(problem=problem)
-            for i, (problem, grid) in enumerate(grids.items())
-        ],
-        ignore_index=True,
-    )
-    found = minima.reached(rows)
-    theirs = {
-        problem: published.beside(grid, "wu2018_grid").dropna(subset=["nonuniformity_mean"])
-        for problem, grid in grids.items()
+    parts = {
+        problem: run_grid(grid, context.part(problem, i, len(grids))).rows.assign(problem=problem)
+        for i, (problem, grid) in enumerate(grids.items())
     }
-    lines = summarize(rows, settings.problems)
-    labels = {
-        line["problem"]: f"{line['problem']}: r = {line['r']:.2f} ({line['minima']} minima)"
-        for line in lines.to_dict("records")
-    }
+    parts[ALL] = pd.concat(parts.values(), ignore_index=True)
+    lines = summarize(parts)
+    shown = zip(lines["problem"], lines["r"], lines["minima"], strict=True)
+    labels = {problem: f"{problem}: r = {r:.2f} ({count} minima)" for problem, r, count in shown}
     figure = plots.plane(
-        {labels[problem]: found[found["problem"] == problem] for problem in grids},
-        published={labels[problem]: theirs[problem] for problem in grids},
-        title=f"a and s of minima of {len(grids)} problems, log–log; {labels['all']}",
+        {labels[problem]: minima.reached(parts[problem]) for problem in grids},
+        published={labels[p]: published.beside(grid, "wu2018_grid") for p, grid in grids.items()},
+        title=f"a and s of minima of {len(grids)} problems, log–log; {labels[ALL]}",
     )
     return Outcome(
-        rows=rows, tables=[table(lines)], claims=claims(rows, settings.problems),
+        rows=parts[ALL],
+        tables=[table(lines)],
+        claims=[claim_of(problem, parts[problem]) for problem in (ALL, *grids)],
         figures={"correlation": figure},
-    )  # fmt: skip
+    )
 
 
 def grid_settings(settings: Settings, problem: str) -> GridSettings:
     """The grid of one problem, given as DATASET/MODEL or DATASET/MODEL/CLASS,CLASS."""
-    parts = problem.split("/")
-    if len(parts) not in (2, 3):
+    dataset, model, *classes = [*problem.split("/"), ""][:3]
+    if problem.count("/") not in (1, 2):
         raise ValueError(
             f"a problem is DATASET/MODEL or DATASET/MODEL/CLASS,CLASS, got {problem!r}"
         )
-    shared = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    shared = dataclasses.asdict(settings)
     del shared["problems"]
     return GridSettings(
-        dataset=check_name("data set", parts[0], data.NAMES),
-        model=check_name("model", parts[1], models.MODELS),
-        classes=tuple(parts[2].split(",")) if len(parts) == 3 else (),
+        dataset=check_name("data set", dataset, data.NAMES),
+        model=check_name("model", model, models.MODELS),
+        classes=tuple(filter(None, classes[0].split(","))),
         **shared,
     )
 
@@ -101,33 +96,26 @@ def of_logs(rows: pd.DataFrame) -> Estimate:
     return correlation(positive.assign(**logs), *logs, by=UNITS)
 
 
-def summarize(rows: pd.DataFrame, problems: tuple[str, ...]) -> pd.DataFrame:
-    """One line per problem and one for all: how many minima, ranges, correlations."""
+def summarize(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One line per part: how many minima, ranges, correlations."""
     lines = []
-    for problem in [*problems, "all"]:
-        here = rows if problem == "all" else rows[rows["problem"] == problem]
-        found = minima.reached(here)
-        line = {"problem": problem, "minima": len(found), "runs": len(here)}
-        for symbol, name in (("a", "sharpness"), ("s", "nonuniformity")):
-            line |= {f"{symbol}_min": found[name].min(), f"{symbol}_max": found[name].max()}
-        line["slope"] = (found["nonuniformity"] / found["sharpness"]).median()
-        ranks = correlation(found, "sharpness", "nonuniformity", by=UNITS, ranks=True)
-        lines.append(line | of_logs(found).columns("r") | ranks.columns("ranks"))
+    for problem, rows in parts.items():
+        found = minima.reached(rows)
+        a, s = found["sharpness"], found["nonuniformity"]
+        ranks = correlation(found, a.name, s.name, by=UNITS, ranks=True)
+        line = {"problem": problem, "minima": len(found), "runs": len(rows)}
+        line |= {"a_min": a.min(), "a_max": a.max(), "s_min": s.min(), "s_max": s.max()}
+        line |= {"slope": (s / a).median()} | of_logs(found).columns("r") | ranks.columns("ranks")
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
 def table(lines: pd.DataFrame) -> Table:
     """The lines, with the intervals of the correlations."""
-    ends = [
-        Column(f"{x}_{end}", f"{end} {x}", "1/step size", ".3g")
-        for x in "as"
-        for end in ("min", "max")
-    ]
+    ends = [("a_min", "min a"), ("a_max", "max a"), ("s_min", "min s"), ("s_max", "max s")]
     columns = [
-        Column("problem"),
-        Column("minima"),
-        Column("runs"),
-        *ends,
+        *(Column(name) for name in ("problem", "minima", "runs")),
+        *(Column(name, header, "1/step size", ".3g") for name, header in ends),
         Column("slope", "median s/a", format=".2f"),
         Column("r", "r of log a, log s (95 %)", format=".3f", spread="interval"),
         Column("ranks", "rank correlation (95 %)", format=".3f", spread="interval"),
@@ -135,23 +123,18 @@ def table(lines: pd.DataFrame) -> Table:
     return Table("correlation", lines, columns, note="95 % by bootstrap over problems × seeds")
 
 
-def claims(rows: pd.DataFrame, problems: tuple[str, ...]) -> list[Claim]:
-    """The correlation over all models, and within each."""
-    result = []
-    for problem in ("all", *problems):
-        found = minima.reached(rows if problem == "all" else rows[rows["problem"] == problem])
-        over = "all models" if problem == "all" else problem
-        result.append(
-            claim(
-                "correlated" if problem == "all" else f"correlated {problem}",
-                f"sharpness and non-uniformity are strongly correlated over {over}",
-                f"Pearson correlation of log a and log s over {len(found)} minima",
-                of_logs(found),
-                ">",
-                STRONG,
-            )
-        )
-    return result
+def claim_of(problem: str, rows: pd.DataFrame) -> Claim:
+    """The correlation over all models, or within one."""
+    found = minima.reached(rows)
+    over = "all models" if problem == ALL else problem
+    return claim(
+        "correlated" if problem == ALL else f"correlated {problem}",
+        f"sharpness and non-uniformity are strongly correlated over {over}",
+        f"Pearson correlation of log a and log s over {len(found)} minima",
+        of_logs(found),
+        ">",
+        STRONG,
+    )
 
 
 PRESETS = {

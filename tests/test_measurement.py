@@ -1,0 +1,49 @@
+"""A measurement as one flat record, and back."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab.measurement import RECORD_NAMES, Measurement, measure
+
+CURVATURES = jnp.array([1.0, 3.0, 5.0])
+
+
+def loss(x, curvature):
+    return curvature * x**2 / 2
+
+
+def test_a_record_has_plain_scalars_and_gives_the_measurement_back():
+    found = measure(loss, jnp.array(0.5), CURVATURES, key=jax.random.key(0))
+    record = found.to_record()
+    assert tuple(record) == RECORD_NAMES
+    assert {type(value) for value in record.values()} == {int, float, bool}
+    assert (record["n"], record["sharpness_converged"]) == (3, True)
+    assert record["sharpness"] == pytest.approx(3.0, rel=1e-5)
+    assert record["nonuniformity"] == pytest.approx(math.sqrt(8 / 3), rel=1e-5)
+    again = Measurement.from_record(record | {"seed": 7})
+    assert again.sharpness.vector is None and again.to_record() == record
+    assert again.nonuniformity.interval.upper == float(found.nonuniformity.interval.upper)
+    assert again.sharpness.summary == found.sharpness.summary
+
+
+def test_records_are_traced_where_the_measurement_is():
+    def sharpest(x):
+        return measure(loss, x, CURVATURES, key=jax.random.key(0)).to_record()
+
+    records = jax.vmap(sharpest)(jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(records["loss"], [0.375, 1.5], rtol=1e-6)
+    assert records["sharpness_matvecs"].shape == (2,)
+
+
+def test_what_a_record_lacks_is_named():
+    record = measure(loss, jnp.array(0.5), CURVATURES, key=jax.random.key(0)).to_record()
+    del record["n"]
+    with pytest.raises(ValueError, match="it lacks n; give a row of a sweep that measures"):
+        Measurement.from_record(record)
+    assert Measurement.from_record(record, n=3).n == 3
+    with pytest.raises(ValueError, match="it lacks loss, gradient_norm, sharpness"):
+        Measurement.from_record({"n": 3})
