@@ -167,7 +167,7 @@ def _digits(
 
 
 @functools.cache
-def crop_and_flip(padding: int = 4) -> Callable[[Array, Labelled], Labelled]:
+def crop_and_flip(padding: int = 4, *, flip: bool = True) -> Callable[[Array, Labelled], Labelled]:
     """Returns the usual augmentation of small images: a random crop after padding, a random flip.
 
     He et al. (2016), arXiv 1512.03385, section 4.2: zeros of `padding` pixels on every side, a crop
@@ -175,6 +175,7 @@ def crop_and_flip(padding: int = 4) -> Callable[[Array, Labelled], Labelled]:
 
     Args:
       padding: pixels, at least 0; 4 in that paper.
+      flip: whether to flip: not where left and right differ, as in digits.
 
     Returns:
       `augment(key, (x, y)) -> (x, y)` for `jaxstab.train`, the same function for equal arguments.
@@ -191,7 +192,7 @@ def crop_and_flip(padding: int = 4) -> Callable[[Array, Labelled], Labelled]:
         around = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
         corner = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
         crop = jax.lax.dynamic_slice(around, (*corner, 0), image.shape)
-        return jnp.where(jax.random.bernoulli(flip_key), crop[:, ::-1], crop)
+        return jnp.where(jax.random.bernoulli(flip_key) & flip, crop[:, ::-1], crop)
 
     def augment(key: Array, batch: Labelled) -> Labelled:
         x, y = batch

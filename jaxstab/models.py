@@ -39,13 +39,18 @@ class FNN(nn.Module):
 
     hidden: tuple[int, ...] = (500, 500, 500)
     classes: int = 10
+    norm: str = "none"
+    momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps inputs (n, ...) to outputs (n, classes)."""
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Maps inputs (n, ...) to outputs (n, classes); `train=True` as for `ResNet`."""
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dense(width, use_bias=self.norm == "none")(x)
+            if self.norm == "batch":
+                x = nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(x)
+            x = nn.relu(x)
         return nn.Dense(self.classes)(x)
 
 
@@ -102,16 +107,18 @@ class ResNet(nn.Module):
         return nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(x)
 
 
-def fnn(hidden: tuple[int, ...] = (500, 500, 500), *, classes: int = 10) -> FNN:
+def fnn(hidden: tuple[int, ...] = (500, 500, 500), *, classes: int = 10, norm: str = "none") -> FNN:
     """The fully connected ReLU network of Wu, Ma, E (2018): 784-500-500-500-10, 898,510 parameters.
 
     Args:
       hidden: widths of the hidden layers.
       classes: number of outputs.
+      norm: "none", or "batch" for batch norm in every hidden layer; our addition.
     """
     for width in hidden:
         check_at_least("a width in hidden", width, 1)
-    return FNN(tuple(hidden), check_at_least("classes", classes, 1))
+    check_name("norm", norm, ("batch", "none"))
+    return FNN(tuple(hidden), check_at_least("classes", classes, 1), norm)
 
 
 def vgg(
@@ -244,9 +251,11 @@ def _named() -> dict[str, Callable[[int], nn.Module]]:
     models: dict[str, Callable[[int], nn.Module]] = {
         "fnn": lambda classes: fnn(classes=classes),
         "fnn-small": lambda classes: fnn((100, 100), classes=classes),
+        "fnn-small-norm": lambda classes: fnn((100, 100), classes=classes, norm="batch"),
         "vgg": lambda classes: vgg(classes=classes),
         "vgg-small": lambda classes: vgg((8, "M", 16, "M"), hidden=(32,), classes=classes),
         "resnet8-small": lambda classes: resnet(8, classes=classes, norm="none", width=4),
+        "resnet8-small-norm": lambda classes: resnet(8, classes=classes, width=4),
         "resnet164": lambda classes: preresnet(164, classes=classes),
         "densenet100": lambda classes: densenet(100, classes=classes),
     }
@@ -267,10 +276,11 @@ def by_name(name: str, classes: int = 10) -> nn.Module:
     """Returns the model called `name`, for the command line.
 
     Args:
-      name: "fnn" (hidden 500-500-500), "fnn-small" (100-100, for the digits), "vgg" (32 × 32
-        images), "vgg-small" (8 × 8 images), "resnet8", "resnet14", "resnet56", "resnet110" with
-        batch norm, and the same with "-no-norm"; "resnet8-small" (width 4, no norm);
-        "resnet164" (pre-activation) and "densenet100".
+      name: "fnn" (hidden 500-500-500), "fnn-small" (100-100, for the digits; with batch norm
+        "fnn-small-norm"), "vgg" (32 × 32 images), "vgg-small" (8 × 8 images), "resnet8",
+        "resnet14", "resnet56", "resnet110" with batch norm, and the same with "-no-norm";
+        "resnet8-small" and "resnet8-small-norm" (width 4); "resnet164" (pre-activation) and
+        "densenet100".
       classes: number of outputs.
 
     Raises:

@@ -347,4 +347,6 @@ def test_augmented_images_are_crops_and_flips():
             assert found
             seen.add(found[0])
     assert len(seen) > 20 and min(seen) < 25 <= max(seen)
+    images, _ = data.crop_and_flip(0, flip=False)(jax.random.key(0), (x, y))
+    np.testing.assert_array_equal(images, x)
     assert data.crop_and_flip(2) is data.crop_and_flip(2)  # so that it compiles once

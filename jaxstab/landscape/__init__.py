@@ -2,14 +2,15 @@
 
 from jaxstab.landscape.asymmetry import (
     Asymmetry,
+    Extent,
     FlatSide,
     Probability,
-    ShiftGap,
     asymmetry,
+    bump,
     flat_side,
     is_asymmetric,
+    longest_asymmetry,
     probability,
-    shift_gap,
 )
 from jaxstab.landscape.bias import (
     AveragingBound,
@@ -21,7 +22,7 @@ from jaxstab.landscape.bias import (
     noisy_descent,
 )
 from jaxstab.landscape.chains import Comparison, Draws, Mixing, compare, diagnose, langevin_chains
-from jaxstab.landscape.directions import between, directions, random_subset
+from jaxstab.landscape.directions import between, directions, random_subset, resolve_mask
 from jaxstab.landscape.flatness import FlatnessRadius, flatness_radius
 from jaxstab.landscape.noise import (
     GradientNoise,
@@ -31,6 +32,7 @@ from jaxstab.landscape.noise import (
     noise_statistics,
 )
 from jaxstab.landscape.potentials import Channel, flat_valley, two_wells
+from jaxstab.landscape.shift import ShiftGap, shift_gap
 from jaxstab.landscape.simplex import Simplex, simplex
 from jaxstab.landscape.slices import (
     Derivatives,
@@ -50,6 +52,7 @@ __all__ = [
     "Comparison",
     "Derivatives",
     "Draws",
+    "Extent",
     "FlatSide",
     "FlatnessRadius",
     "GradientNoise",
@@ -65,6 +68,7 @@ __all__ = [
     "averaging_bound",
     "between",
     "bias_bound",
+    "bump",
     "compare",
     "derivatives",
     "diagnose",
@@ -77,12 +81,14 @@ __all__ = [
     "hill",
     "is_asymmetric",
     "langevin_chains",
+    "longest_asymmetry",
     "mcculloch",
     "noise_statistics",
     "noisy_descent",
     "plane",
     "probability",
     "random_subset",
+    "resolve_mask",
     "shift_gap",
     "simplex",
     "slice",

@@ -42,24 +42,6 @@ class Asymmetry(NamedTuple):
     sharp_slope: Array
 
 
-class ShiftGap(NamedTuple):
-    """Definition 3 in one dimension.
-
-    Attributes:
-      shifts: δ, shape (S,).
-      gap: ξ_δ, shape (..., S).
-      ratio: ξ_δ/ξ_0, shape (..., S); NaN where ξ_0 = 0.
-      best_shift: the δ with the smallest gap, shape (...).
-      best_ratio: its ratio, shape (...).
-    """
-
-    shifts: Array
-    gap: Array
-    ratio: Array
-    best_shift: Array
-    best_ratio: Array
-
-
 class FlatSide(NamedTuple):
     """The valley that a slice crosses, and how far towards its flat side points lie.
 
@@ -162,6 +144,65 @@ def _ratio(low: Array, high: Array) -> Array:
     return jnp.where(low <= 0, 0.0, jnp.where(high > 0, low / safe, jnp.inf))
 
 
+class Extent(NamedTuple):
+    """The longest (ζ, r) over which a direction is asymmetric with a given c.
+
+    Attributes:
+      zeta: ζ, shape (...).
+      r: its r, shape (...); equal to ζ where there is none.
+      p: supremum of the slope on the flat side over (ζ, r).
+      flat_side: its sign, 0 where there is none.
+    """
+
+    zeta: Array
+    r: Array
+    p: Array
+    flat_side: Array
+
+
+def longest_asymmetry(line: Slice, *, c: float) -> Extent:
+    """Returns the longest interval (ζ, r) for which a direction is (r, p, c, ζ)-asymmetric.
+
+    Definition 1 admits many (ζ, r): in a curved valley the slopes grow with the distance, so that
+    the smallest of the sharp side at ζ against the largest of the flat side at r falls as r grows.
+    All ζ and r of the slice are tried, with r − ζ as the length.
+
+    Args:
+      line: as for `asymmetry`.
+      c: the ratio, above 1.
+
+    Returns:
+      `Extent`.
+
+    Raises:
+      ValueError: as `asymmetry`; or if c ≤ 1.
+
+    Example:
+      >>> l = jnp.arange(-3.0, 4.0)
+      >>> found = longest_asymmetry(Slice(l, l, slope=jnp.where(l > 0, 1.0, -jnp.abs(l))), c=1.9)
+      >>> float(found.zeta), float(found.r), int(found.flat_side)
+      (1.0, 3.0, 1)
+    """
+    if not c > 1:
+        raise ValueError(f"c must be above 1, got {c!r}: at 1 every symmetric valley would count")
+    positions = np.asarray(line.positions)
+    starts = [0.0, *positions[positions > 0][:-1]]
+    best: dict[str, Any] = {}
+    for zeta in starts:
+        found = asymmetry(line, zeta=float(zeta) * (1 + 1e-6))
+        holds = np.asarray(found.c > c)
+        # c(r) only falls as r grows on one side, so those that hold come first
+        last = holds.cumprod(-1).sum(-1)
+        index = np.maximum(last - 1, 0)[..., None]
+        r = np.where(last > 0, np.asarray(found.r)[index[..., 0]], zeta)
+        p, side = (np.take_along_axis(np.asarray(x), index, -1)[..., 0]
+                   for x in (found.p, found.flat_side))  # fmt: skip
+        own = {"zeta": np.full(r.shape, zeta), "r": r, "p": p, "flat_side": side * (last > 0)}
+        longer = (r - zeta > best["r"] - best["zeta"]) if best else np.ones(r.shape, bool)
+        best = {name: np.where(longer, x, best.get(name, x)) for name, x in own.items()}
+    return Extent(**{name: jnp.asarray(x) for name, x in best.items()})
+
+
 def is_asymmetric(found: Asymmetry, *, r: float, c: float, p: float | None = None) -> Array:
     """Returns whether a direction is (r, p, c, ζ)-asymmetric, to one side or the other.
 
@@ -219,79 +260,6 @@ def probability(outcomes: Any, *, confidence: float = 0.95) -> Probability:
     return Probability(count / total, float(lower), float(upper), count, total)
 
 
-def shift_gap(line: Slice, *, radius: float, shifts: Any = None) -> ShiftGap:
-    r"""Returns the shift gap ξ_δ along a slice (He, Huang, Yuan 2019, definition 3).
-
-    .. math:: \xi_\delta = \max_{|l| \le R} |\bar L(l + \delta) - \hat L(l)|,
-              \quad \bar L = L - \min L + \min \hat L
-
-    with training loss :math:`\hat L`, test loss L, and both minima taken over the slice: the
-    worst difference when the test loss is the training loss shifted by δ, up to a constant. The
-    same R for all δ, so that they can be compared.
-
-    Args:
-      line: a `Slice` with `test_data`, along one or several directions.
-      radius: R > 0; the slice has to reach R + |δ| for every δ.
-      shifts: δ, shape (S,); by default all multiples of the spacing that the slice has room for.
-        Between positions the losses are interpolated linearly; multiples of an even spacing are
-        exact.
-
-    Returns:
-      `ShiftGap`.
-
-    Raises:
-      ValueError: if the slice has no test loss or is too short.
-
-    Example:
-      >>> l = jnp.arange(-3, 3.5, 0.5)
-      >>> found = shift_gap(Slice(l, l**2, test_loss=(l - 0.5)**2 + 1), radius=1.0)
-      >>> float(found.best_shift), float(found.best_ratio)
-      (0.5, 0.0)
-    """
-    if line.test_loss is None:
-        raise ValueError("the shift gap needs a test loss: make the slice with test_data")
-    check_positive("radius", radius)
-    positions = np.asarray(line.positions, np.float64)
-    room = min(-positions[0], positions[-1]) - radius
-    inside = np.flatnonzero(np.abs(positions) <= radius * (1 + 1e-6))
-    if room < 0 or inside.size == 0:
-        raise ValueError(
-            f"the slice over [{positions[0]:.4g}, {positions[-1]:.4g}] does not reach the radius "
-            f"{radius}, or has no position within it"
-        )
-    if shifts is None:
-        spacing = float(np.diff(positions).min())
-        steps = int(room / spacing + 1e-4)
-        shifts = spacing * np.arange(-steps, steps + 1)
-    shifts = np.atleast_1d(np.asarray(shifts, np.float64))
-    if (np.abs(shifts) > room * (1 + 1e-4) + 1e-12).any():
-        raise ValueError(
-            f"with radius {radius} the slice has room for shifts up to {room:.4g}, got "
-            f"{np.abs(shifts).max():.4g}: make it longer or the radius smaller"
-        )
-    train, test = (np.asarray(x, np.float64) for x in (line.loss, line.test_loss))
-    if not (np.isfinite(train).all() and np.isfinite(test).all()):
-        raise ValueError("the slice holds losses that are NaN or infinite: make it shorter")
-    aligned = test - test.min(-1, keepdims=True) + train.min(-1, keepdims=True)
-    moved = positions[inside][None] + shifts[:, None]  # (S, inside)
-    flat = aligned.reshape(-1, positions.size)
-    at = np.stack([np.interp(moved, positions, curve) for curve in flat])
-    gap = np.abs(at - train.reshape(-1, 1, positions.size)[..., inside]).max(-1)
-    zero = np.stack([np.interp(positions[inside], positions, curve) for curve in flat])
-    own = np.abs(zero - train.reshape(-1, positions.size)[:, inside]).max(-1, keepdims=True)
-    ratio = np.divide(gap, own, out=np.full(gap.shape, np.nan), where=own > 0)
-    best = gap.argmin(-1)
-    shape = train.shape[:-1]
-    rows = np.arange(best.size)
-    return ShiftGap(
-        jnp.asarray(shifts),
-        jnp.asarray(gap.reshape(*shape, -1)),
-        jnp.asarray(ratio.reshape(*shape, -1)),
-        jnp.asarray(shifts[best].reshape(shape)),
-        jnp.asarray(ratio[rows, best].reshape(shape)),
-    )
-
-
 def flat_side(line: Slice, *, at: Any = (0.0, 1.0), distance: float | None = None) -> FlatSide:
     """Returns which side of its valley is flat along a slice, and which points lie on it.
 
@@ -335,6 +303,42 @@ def flat_side(line: Slice, *, at: Any = (0.0, 1.0), distance: float | None = Non
         jnp.asarray(used.reshape(shape)),
         jnp.asarray(bias.reshape(*shape, -1)),
     )
+
+
+def bump(line: Slice, *, between: tuple[float, float] = (0.0, 1.0)) -> Array:
+    """Returns by how much the loss between two positions exceeds that at both of them, at least 0.
+
+    "No bump" between two solutions says that they lie in one valley. A loss that only rises from
+    one to the other has none.
+
+    Args:
+      line: a `Slice` through both.
+      between: their positions.
+
+    Returns:
+      shape (...), without the axis of positions.
+
+    Raises:
+      ValueError: if the slice does not reach both positions.
+
+    Example:
+      >>> l = jnp.linspace(-1, 2, 31)
+      >>> [round(float(bump(Slice(l, curve))), 3) for curve in (-l, 16 * l**2 * (l - 1)**2)]
+      [0.0, 1.0]
+    """
+    positions = np.asarray(line.positions, np.float64)
+    low, high = between
+    if not positions[0] - 1e-6 <= low < high <= positions[-1] + 1e-6:
+        raise ValueError(
+            f"the slice covers [{positions[0]:.4g}, {positions[-1]:.4g}], not {between}: make it "
+            "longer"
+        )
+    losses = np.asarray(line.loss, np.float64)
+    curves = losses.reshape(-1, positions.size)
+    inside = (positions > low) & (positions < high)
+    ends = np.array([np.interp([low, high], positions, curve).max() for curve in curves])
+    highest = np.max(curves[:, inside], axis=1, initial=-np.inf)
+    return jnp.asarray(np.maximum(highest - ends, 0).reshape(losses.shape[:-1]))
 
 
 def _sides(

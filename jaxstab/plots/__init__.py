@@ -18,6 +18,7 @@ from jaxstab.plots.common import (
     styled,
 )
 from jaxstab.plots.minima import batch_size, edge, plane, selection
+from jaxstab.plots.panels import Panel, panels
 from jaxstab.plots.stability import boundary, stability_diagram, toy_escape
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SHARPNESS",
     "STYLE",
     "Line",
+    "Panel",
     "Series",
     "batch_size",
     "boundary",
@@ -36,6 +38,7 @@ __all__ = [
     "label_axes",
     "mean_std",
     "new_figure",
+    "panels",
     "plane",
     "png",
     "published_series",

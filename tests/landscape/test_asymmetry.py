@@ -10,8 +10,10 @@ from jaxstab.landscape import (
     Slice,
     asymmetry,
     between,
+    bump,
     flat_side,
     is_asymmetric,
+    longest_asymmetry,
     probability,
     shift_gap,
     slice,
@@ -103,6 +105,35 @@ def test_what_it_returns_is_exactly_the_set_of_the_definition(seed):
                 held += wanted
         assert found.p[i] >= 0 and found.c[i] >= 1
     assert held > 0
+
+
+def test_the_longest_interval_is_found_by_trying_all():
+    """Against all pairs (ζ, r) on random slopes, several directions at once."""
+    rng = np.random.default_rng(5)
+    positions = np.arange(-6, 7) / 4
+    slope = np.sign(positions) * rng.uniform(0.2, 3, (4, 13)) * (1 + (positions < 0))
+    line = Slice(jnp.asarray(positions), jnp.zeros((4, 13)), slope=jnp.asarray(slope))
+    found = longest_asymmetry(line, c=1.5)
+    lengths = np.zeros(4)
+    for zeta in (0.0, *positions[7:-1]):
+        curve = asymmetry(line, zeta=zeta)
+        for i, r in enumerate(np.asarray(curve.r)):
+            lengths = np.maximum(lengths, np.where(curve.c[:, i] > 1.5, r - zeta, 0))
+    np.testing.assert_allclose(found.r - found.zeta, lengths, atol=1e-6)
+    assert (lengths > 0).any() and ((lengths > 0) == (np.asarray(found.flat_side) != 0)).all()
+    one = longest_asymmetry(Slice(line.positions, line.loss[1], slope=line.slope[1]), c=1.5)
+    assert float(one.r - one.zeta) == pytest.approx(lengths[1], abs=1e-6)
+    known = longest_asymmetry(globals()["line"](), c=2.9)
+    assert float(known.zeta) == pytest.approx(0.25, abs=1e-5)
+    assert float(known.r) == pytest.approx(1.95, abs=1e-5)
+
+
+def test_bumps_lie_between_and_above_both_ends():
+    l = jnp.linspace(-1, 2, 31)
+    curves = jnp.stack([l, (l - 0.5) ** 2, 1 - 4 * (l - 0.5) ** 2, 100 * (l > 1.5)])
+    np.testing.assert_allclose(bump(Slice(l, curves)), [0, 0, 1, 0], atol=1e-5)
+    with pytest.raises(ValueError, match="make it longer"):
+        bump(Slice(l, l), between=(0.0, 3.0))
 
 
 def test_many_directions_at_once():

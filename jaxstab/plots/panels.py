@@ -1,0 +1,74 @@
+"""Curves side by side: slices, ratios, histograms, each panel with its own axes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxstab.plots.common import COLORS, Line, Series, label_axes, new_figure, styled
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+      title: above it.
+      curves: drawn as lines without markers; a standard deviation as a band. Without labels they
+        are of one kind and share a colour.
+      xlabel: quantity and unit; that of `panels` by default.
+      ylabel: the same.
+      lines: dashed predictions.
+      vertical: label to position of dotted vertical lines.
+      log_y: logarithmic values.
+    """
+
+    title: str
+    curves: Sequence[Series]
+    xlabel: str = ""
+    ylabel: str = ""
+    lines: Sequence[Line] = ()
+    vertical: Mapping[str, float] = field(default_factory=dict)
+    log_y: bool = False
+
+
+@styled
+def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Figure:
+    """Draws panels in rows of at most three.
+
+    Args:
+      shown: the panels.
+      xlabel: of panels without one of their own.
+      ylabel: the same.
+    """
+    columns = min(len(shown), 3)
+    figure, grid = new_figure(-(-len(shown) // columns), columns, width=4.2, height=3.4)
+    for axes, panel in zip(grid.flat, shown):
+        for i, curve in enumerate(panel.curves):
+            color = COLORS[i % len(COLORS)] if curve.label else COLORS[0]
+            mean = np.asarray(curve.mean)
+            axes.plot(curve.x, mean, color=color, label=curve.label or None)
+            if curve.std is not None:
+                low, high = mean - np.asarray(curve.std), mean + np.asarray(curve.std)
+                if panel.log_y:
+                    low = np.maximum(low, mean / 10)  # a band that reaches 0 has no logarithm
+                axes.fill_between(curve.x, low, high, color=color, alpha=0.2, lw=0)
+        for line in panel.lines:
+            if line.x is None:
+                axes.axhline(line.y, ls="--", color=line.color, label=line.label)
+            else:
+                axes.plot(line.x, line.y, ls="--", color=line.color, label=line.label)
+        for i, (label, position) in enumerate(panel.vertical.items()):
+            axes.axvline(position, ls=":", color=("#000000", "#888888")[i % 2], label=label)
+        label_axes(
+            axes,
+            panel.xlabel or xlabel,
+            panel.ylabel or ylabel,
+            title=panel.title,
+            log_y=panel.log_y,
+            legend=bool(axes.get_legend_handles_labels()[1]),
+        )
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
+    return figure
