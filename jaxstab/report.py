@@ -69,7 +69,7 @@ def build(folder: Path | str) -> str:
 def _experiment(folder: Path) -> str:
     run = files.read_json(folder / "run.json")
     claims = _read_json(folder / "claims.json", [])
-    found = _read_json(folder / "tables.json", {"tables": [], "notes": []})
+    found = _read_json(folder / "tables.json", None) or _summary(folder)
     results = folder / "results.csv"
     rows = pd.read_csv(results) if results.exists() else pd.DataFrame()
     named = [folder / name for name in run.get("figures", [])]
@@ -108,6 +108,12 @@ def _sweep(folder: Path) -> str:
         parts.append(_section("Table", _found([table], minima.conclusion(rows))))
     parts.append(_section(f"Results: {len(rows)} runs", _table(rows)))
     return _page(f"Sweep {folder.resolve().name}", parts)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What an unfinished run, or a folder written before there were tables.json, has instead."""
+    path = folder / "summary.txt"
+    return {"tables": [], "notes": [path.read_text()] if path.exists() else []}
 
 
 def _found(rendered: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:

@@ -107,6 +107,12 @@ def test_text_is_never_markup(folder):
     assert "script" not in parse(page).tags
 
 
+def test_a_folder_without_rendered_tables_shows_its_summary(folder):
+    (folder / "tables.json").unlink()
+    (folder / "summary.txt").write_text("the old table")
+    assert "<pre>the old table</pre>" in report.write(folder).read_text()
+
+
 def test_an_unfinished_run_has_a_page(tmp_path):
     def stop(settings, context):
         raise KeyboardInterrupt
