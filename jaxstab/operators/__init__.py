@@ -3,26 +3,34 @@
 How a product with Σ is made (`factored`):
 
     loss(params, example)
-        │  structure   read the loss's jaxpr: where does each parameter leaf meet the data?
+        │  structure    the loss's jaxpr as one flat program, loops kept as loops
         ▼
-    leaves and sites
-        │  linearised  for each chunk of examples (`chunks`), once at θ
+    uses, where values of parameters alone meet data          and a common term R(θ), if any
+        │  sites        rows X and D of each use
+        │  weights      back through what happened to the parameters before
         ▼
-    factors X, D and the linear map A : v ↦ (Ẋ, Ḋ)       kept if they fit the memory
-        │  factored    for every v
+    blocks of every parameter leaf
+        │  linearised   for each chunk of examples (`chunks`), once at θ
+        ▼
+    X, D and the linear map A : v ↦ (Ẋ, Ḋ)                    kept if they fit the memory
+        │  factored     for every v
         ▼
     A v  →  H v = (1/n) Σ H_i v  →  u_i = H_i v − H v  →  Σ v = (1/n) Aᵀ (D u_iᵀ, X u_i)
 
 Words:
 
-- *leaf*: one array of the parameters. *factored*: its per-example gradient is kept as XᵀD and never
-  multiplied out to the leaf's size; *explicit*: it is formed by differentiation; *elementwise*:
-  formed too, but of activation size.
-- *site* (`sites`): one product or convolution in which a leaf, or a view of it, meets data. Its
-  rows X come from the data side, its rows D from the derivative of the loss by its output.
-- *factors*: X and D of every site, and the gradients of explicit leaves, for each example.
-- *linearised chunk* (`linearised`): factors and A at one point θ for one chunk of examples.
-- *view* (`structure`): a re-arrangement of a leaf, such as a transpose, a slice or a reshape.
+- *leaf*: one array of the parameters.
+- *weight*: any value computed from parameters alone, such as a transposed or scaled leaf.
+- *use* (`uses`): one operand of one equation in which a weight meets data. A *site* (`sites`) is a
+  use in a matrix product or convolution; a *look-up* picks entries by index.
+- *rows*: X from the data side of a use, D from the derivative of the loss by its output; the
+  gradient of one example is XᵀD.
+- *content* (`weights`): the gradient of one example by a weight, as rows or as an array.
+- *placement* (`placements`): which entries of an array a content belongs to, as strides.
+- *block* (`blocks`): entries of one leaf with all their contents; different blocks are disjoint.
+- *linearised chunk* (`linearised`): rows and A at one point θ for one chunk of examples.
+- *factored*, said of a leaf: rows only, never multiplied out to the leaf's size. *elementwise*: an
+  array of activation size. *explicit*: multiplied out for each example.
 - *definition*: H_i (H_i v) by `jvp` of `grad` for each example under `vmap` (`hessian`), which
   every other form is tested against.
 """

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from jaxstab.callables import static
 from jaxstab.checks import data_size
@@ -15,6 +16,20 @@ from jaxstab.operators.chunks import (
 )
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
 from jaxstab.precision import check_precision
+
+
+def _dot(left: Params, right: Params) -> jax.Array:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return sum((jnp.vdot(a, b) for a, b in pairs), jnp.zeros(()))
+
+
+def _has_reverse_rule(jaxpr: Any) -> bool:
+    """Whether a program has a custom_vjp function, which cannot be differentiated forward."""
+    return any(
+        eqn.primitive.name.startswith("custom_vjp")
+        or any(_has_reverse_rule(inner) for inner in jaxprs_in_params(eqn.params))
+        for eqn in jaxpr.eqns
+    )
 
 
 @operator
@@ -36,8 +51,15 @@ class GradientCovariance(Operator):
             return jax.vmap(self.loss, (None, 0))(params, chunk)
 
         def slopes(chunk: Any) -> jax.Array:
-            return jax.jvp(lambda params: losses(params, chunk), (self.params,), (v,))[1]
+            mine = lambda params: losses(params, chunk)  # noqa: E731
+            if not reverse_only:
+                return jax.jvp(mine, (self.params,), (v,))[1]
+            values, back = jax.vjp(mine, self.params)
+            along = lambda weights: _dot(back(weights)[0], v)  # noqa: E731
+            return jax.grad(along)(jnp.zeros_like(values))  # c ↦ ⟨Σ c_i g_i, v⟩ is linear
 
+        example = jax.tree.map(lambda leaf: leaf[0], self.data)
+        reverse_only = _has_reverse_rule(jax.make_jaxpr(self.loss)(self.params, example).jaxpr)
         t = map_over_chunks(slopes, self.data, self.chunk_size)
         t = t - jnp.mean(t)
 

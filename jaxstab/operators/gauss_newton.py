@@ -18,13 +18,18 @@ import jax.numpy as jnp
 
 from jaxstab.callables import static
 from jaxstab.checks import check_at_least, data_size
-from jaxstab.operators import sites as site_forms
 from jaxstab.operators.chunks import chunk_shape, scale_like
-from jaxstab.operators.factored import Linearised, example_inner, linearise
+from jaxstab.operators.factored import (
+    Linearised,
+    Structure,
+    example_inner,
+    linearise,
+    structure_of,
+)
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
 from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
 from jaxstab.operators.statistics import ProbeMean
-from jaxstab.operators.structure import Program, Structure, analyse, evaluate, live, read_program
+from jaxstab.operators.structure import Program, evaluate, live, read_program
 from jaxstab.trees import random_signs
 
 # Gram matrices hold n k² numbers: beyond this the factored form is the cheaper one.
@@ -84,7 +89,7 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     head = dataclasses.replace(program, equations=rest, params=(output,))
     if _is_linear(head, program.avals[output], example):
         raise ValueError(_NO_OUTPUTS)
-    return Split(Structure(body, analyse(body, site_forms.recognised)), head, size)
+    return Split(structure_of(body, params, example), head, size)
 
 
 def _is_linear(head: Program, output: Any, example: Any) -> bool:
@@ -125,7 +130,7 @@ def _make(split: Split, params: Params, chunk: Any) -> GaussNewtonChunk:
     curvature = jax.vmap(jax.hessian(head))(f.reshape(n, k), chunk)
     basis = jnp.broadcast_to(jnp.eye(k, dtype=f.dtype).reshape(k, 1, *shape), (k, n, *shape))
     outputs_at = [linearise(split.body, params, chunk, basis[o]) for o in range(k)]
-    gram = _output_gram(outputs_at)
+    gram = _output_gram(split.body, outputs_at)
     return GaussNewtonChunk(linear, curvature, curvature @ gram @ curvature)
 
 
@@ -133,14 +138,14 @@ def _take(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _output_gram(outputs_at: list[Linearised]) -> jax.Array:
+def _output_gram(body: Structure, outputs_at: list[Linearised]) -> jax.Array:
     """J_i J_iᵀ, (n, k, k): inner products of the gradients of every pair of outputs."""
     k = len(outputs_at)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[at.factors for at in outputs_at])
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[at.moving for at in outputs_at])
 
     def entry(o: Any, other: Any) -> jax.Array:
-        left, right = (outputs_at[0]._replace(factors=_take(stacked, j)) for j in (o, other))
-        return example_inner(left, None, None, right)
+        left, right = (outputs_at[0]._replace(moving=_take(stacked, j)) for j in (o, other))
+        return example_inner(body.blocks, left, None, None, right)
 
     rows = jax.vmap(lambda o: jax.vmap(lambda p: entry(o, p))(jnp.arange(k)))(jnp.arange(k))
     return jnp.moveaxis(rows, -1, 0)
@@ -243,7 +248,7 @@ def _residual_squares(
 
         def squares(linearised: Linearised) -> jax.Array:
             tangent = linearised.linear(v)
-            return example_inner(linearised, tangent, tangent)
+            return example_inner(split.body.blocks, linearised, tangent, tangent)
 
         return jnp.mean(chunks.map(squares))
 

@@ -25,17 +25,100 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxstab.operators.structure import Equation, Program, Site
+from jaxstab.operators.placements import Placement, extract, locate, place
+from jaxstab.operators.structure import Equation, Program
+from jaxstab.operators.weights import OneHot
 
 
-def recognised(program: Program, equation: Equation, operand: int) -> bool:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """A product of data with a weight: `equation`, with the weight as operand number `operand`."""
+
+    equation: Equation
+    operand: int
+
+
+def recognised(equation: Equation, operand: int) -> bool:
     """Whether `equation` is a product whose gradient by `operand` has the form above."""
-    del program
     if equation.name == "dot_general":
         return True
     if equation.name == "conv_general_dilated":
         return operand == 1 and equation.params["batch_group_count"] == 1
     return False
+
+
+def placement(site: Site, avals: dict[int, Any]) -> Placement:
+    """Where the entries (b, K, M) of the gradient lie in the weight."""
+    weight = _operand(site, avals, site.operand).shape
+    if site.equation.name == "dot_general":
+        _, _, _, (batch, contract, free) = _dot_axes(site, 0, len(weight))
+        return place(weight, [batch, contract, free])
+    out_feature, in_feature, *space = site.equation.params["dimension_numbers"].rhs_spec
+    groups = site.equation.params["feature_group_count"]
+    placed = place(weight, [[out_feature], [*space, in_feature], []])
+    if not placed.groups[0]:
+        return placed
+    ((size, stride),), k, _ = placed.groups
+    per_group = size // groups
+    axes = [(groups, per_group * stride)], k, [(per_group, stride)]
+    return placed._replace(groups=tuple(tuple(a for a in g if a[0] > 1) for g in axes))
+
+
+# --- Look-ups --------------------------------------------------------------------------------
+
+
+def looks_up(program: Program, equation: Equation, operand: int) -> int | None:
+    """The axis along which an equation picks entries of a weight by data, if it does just that."""
+    if operand or equation.name not in ("gather", "dynamic_slice"):
+        return None
+    if any(program.is_weight(x) for x in equation.inputs[1:]):
+        return None
+    shape = program.avals[equation.inputs[0]].shape  # type: ignore[index]
+    sizes = equation.params["slice_sizes"]
+    if equation.name == "dynamic_slice":
+        axes = [a for a, (n, size) in enumerate(zip(shape, sizes, strict=True)) if n != size]
+        return axes[0] if len(axes) == 1 else None
+    numbers = equation.params["dimension_numbers"]
+    if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+        return None
+    (axis,) = numbers.start_index_map
+    if numbers.collapsed_slice_dims != (axis,):
+        return None
+    full = all(n == size for a, (n, size) in enumerate(zip(shape, sizes)) if a != axis)
+    return axis if full else None
+
+
+def lookup_placement(equation: Equation, axis: int, shape: Sequence[int]) -> Placement:
+    """Where the entries (1, K, M) of the gradient of a look-up lie in the weight."""
+    return place(shape, [[], [axis], [a for a in range(len(shape)) if a != axis]])
+
+
+def lookup_rows(equation: Equation, axis: int, inputs: list[Any]) -> tuple[OneHot, jax.Array]:
+    """Returns X and, for each row, whether it counts: indices out of bounds may be dropped."""
+    columns = inputs[0].shape[axis]
+    if equation.name == "dynamic_slice":
+        size = equation.params["slice_sizes"][axis]
+        start = jnp.clip(inputs[1 + axis], 0, columns - size)
+        ids = start + jnp.arange(size)
+        return OneHot(ids[None], columns), jnp.ones((1, size), bool)
+    ids = inputs[1][..., 0].reshape(1, -1)
+    fill = equation.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+    counts = (ids >= 0) & (ids < columns) if fill else jnp.ones(ids.shape, bool)
+    return OneHot(jnp.clip(ids, 0, columns - 1), columns), counts
+
+
+def lookup_cotangents(equation: Equation, axis: int, cotangent: jax.Array) -> jax.Array:
+    """Returns D, shape (1, T, M)."""
+    if equation.name == "dynamic_slice":
+        rows = jnp.moveaxis(cotangent, axis, 0)
+        return rows.reshape(1, rows.shape[0], -1)
+    offsets = equation.params["dimension_numbers"].offset_dims
+    batch = [a for a in range(cotangent.ndim) if a not in offsets]
+    rows = jnp.transpose(cotangent, [*batch, *offsets])
+    return rows.reshape(1, math.prod(cotangent.shape[a] for a in batch), -1)
+
+
+# --- Matrix products and convolutions ----------------------------------------------------------
 
 
 def input_rows(site: Site, inputs: list[Any]) -> jax.Array:
@@ -109,32 +192,6 @@ def cotangent_rows(site: Site, cotangent: jax.Array, weight_ndim: int) -> jax.Ar
     return _by_position(site, cotangent, site.equation.params["dimension_numbers"].out_spec)
 
 
-def from_matrix(site: Site, matrix: jax.Array, weight: Any) -> jax.Array:
-    """Returns G, shape (b, K, M), re-arranged to the shape of the weight operand."""
-    if site.equation.name == "dot_general":
-        _, _, _, (batch, contract, free) = _dot_axes(site, 0, len(weight.shape))
-        order = [*batch, *contract, *free]
-        shape = [weight.shape[axis] for axis in order]
-        inverse = [order.index(axis) for axis in range(len(order))]
-        return jnp.transpose(matrix.reshape(shape), inverse)
-    out_feature, in_feature, *space = site.equation.params["dimension_numbers"].rhs_spec
-    groups = site.equation.params["feature_group_count"]
-    kernel = [weight.shape[axis] for axis in space]
-    outputs, inputs = weight.shape[out_feature], weight.shape[in_feature]
-    # (groups, kernel..., inputs, outputs / groups) -> (kernel..., inputs, groups, outputs / groups)
-    g = jnp.moveaxis(matrix.reshape(groups, *kernel, inputs, outputs // groups), 0, -2)
-    g = g.reshape(*kernel, inputs, outputs)
-    order = [*space, in_feature, out_feature]
-    return jnp.transpose(g, [order.index(axis) for axis in range(len(order))])
-
-
-def to_matrix(site: Site, weight: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns the (b, K, M) matrix of a weight-shaped array: the inverse of `from_matrix`."""
-    struct = jax.ShapeDtypeStruct(shape, weight.dtype)
-    transpose = jax.linear_transpose(lambda matrix: from_matrix(site, matrix, weight), struct)
-    return transpose(weight)[0]
-
-
 def by_rows(equation: Equation, rows: jax.Array) -> bool:
     """Whether a site's output is computed from its rows instead of by its own primitive.
 
@@ -150,10 +207,11 @@ def by_rows(equation: Equation, rows: jax.Array) -> bool:
     return single or patches
 
 
-def product(site: Site, rows: jax.Array, weight: jax.Array, output: jax.Array) -> jax.Array:
-    """Returns the site's output computed from its input rows, in the layout of `output`."""
-    batches, _, inputs = rows.shape
-    matrix = to_matrix(site, weight, (batches, inputs, weight.size // batches // inputs))
+def product(site: Site, avals: dict[int, Any], rows: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns the site's output computed from its input rows."""
+    batches = rows.shape[0]
+    matrix = extract(weight, locate(placement(site, avals), weight.shape))
+    output = avals[site.equation.outputs[0]]
     if rows.shape[0] == rows.shape[1] == 1:
         d = (rows[0, 0] @ matrix[0])[None, None]
     elif batches == 1:

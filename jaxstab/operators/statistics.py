@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, data_size
 from jaxstab.operators.chunks import chunk_shape
-from jaxstab.operators.factored import example_inner, example_sum, linearise_chunks
+from jaxstab.operators.factored import (
+    common_gradient,
+    example_dot,
+    example_inner,
+    example_sum,
+    linearise_chunks,
+)
 from jaxstab.operators.hessian import Loss, Params, check_problem
 from jaxstab.trees import random_signs
 
@@ -36,26 +42,57 @@ def _checked(loss: Loss, params: Params, data: Any, chunk_size: int | None) -> A
 
 
 @functools.partial(jax.jit, static_argnames="chunk_size")
-def _gradient_squares(loss: Any, params: Params, data: Any, chunk_size: int | None) -> Any:
-    leaves, chunks = linearise_chunks(loss, params, data, chunk_size)
-    squares = chunks.map(lambda linearised: example_inner(linearised, None, None))
-    total, _ = chunks.reduce(
-        lambda linearised, _: (example_sum(leaves, params, linearised, None), None)
-    )
-    return squares, sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(total))
+def _gradient_squares(loss: Any, params: Params, data: Any, chunk_size: int | None) -> jax.Array:
+    structure, chunks = linearise_chunks(loss, params, data, chunk_size)
+    common = common_gradient(structure, params)
+    if not structure.blocks:
+        return _only_common(common, data)
+    return chunks.map(lambda linearised: _squares(structure, linearised, None, common))
 
 
 @functools.partial(jax.jit, static_argnames="chunk_size")
 def _product_squares(
     loss: Any, params: Params, data: Any, v: Params, chunk_size: int | None
 ) -> jax.Array:
-    _, chunks = linearise_chunks(loss, params, data, chunk_size)
+    structure, chunks = linearise_chunks(loss, params, data, chunk_size)
+    common = common_gradient(structure, params, v)
+    if not structure.blocks:
+        return _only_common(common, data)
+    return chunks.map(
+        lambda linearised: _squares(structure, linearised, linearised.linear(v), common)
+    )
 
-    def squares(linearised: Any) -> jax.Array:
-        tangent = linearised.linear(v)
-        return example_inner(linearised, tangent, tangent)
 
-    return chunks.map(squares)
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def _gradient_variance(loss: Any, params: Params, data: Any, chunk_size: int | None) -> jax.Array:
+    structure, chunks = linearise_chunks(loss, params, data, chunk_size)
+    if not structure.blocks:
+        return jnp.zeros(())
+    squares = chunks.map(lambda linearised: _squares(structure, linearised, None, None))
+    total, _ = chunks.reduce(
+        lambda linearised, _: (example_sum(structure.blocks, params, linearised, None), None)
+    )
+    return jnp.mean(squares) - _square(total) / data_size(data) ** 2
+
+
+def _only_common(common: Params | None, data: Any) -> jax.Array:
+    """‖c‖² for every example."""
+    square = jnp.zeros(()) if common is None else _square(common)
+    return jnp.full(data_size(data), square)
+
+
+def _square(vector: Params) -> jax.Array:
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(vector))  # type: ignore[return-value]
+
+
+def _squares(structure: Any, linearised: Any, tangent: Any, common: Params | None) -> jax.Array:
+    """‖l_i + c‖², shape (n,), with the term c that all examples share."""
+    blocks = structure.blocks
+    squares = example_inner(blocks, linearised, tangent, tangent)
+    if common is None:
+        return squares
+    cross = example_dot(blocks, linearised, tangent, common)
+    return jnp.maximum(squares + 2 * cross + _square(common), 0)
 
 
 def per_example_gradient_norms(
@@ -66,7 +103,7 @@ def per_example_gradient_norms(
     From activations and cotangents (docs/formulas.md, section 8): for a dense layer
     ‖g_i‖² = |x_i|² |δ_i|². Cost: about one gradient. Arguments and errors as for `jaxstab.hessian`.
     """
-    squares, _ = _gradient_squares(*_checked(loss, params, data, chunk_size), chunk_size)
+    squares = _gradient_squares(*_checked(loss, params, data, chunk_size), chunk_size)
     return jnp.sqrt(squares)
 
 
@@ -77,8 +114,7 @@ def gradient_covariance_trace(
 
     Arguments and errors as for `jaxstab.hessian`.
     """
-    squares, total = _gradient_squares(*_checked(loss, params, data, chunk_size), chunk_size)
-    return jnp.mean(squares) - total / data_size(data) ** 2
+    return _gradient_variance(*_checked(loss, params, data, chunk_size), chunk_size)
 
 
 def per_example_hessian_norms(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxstab.checks import check_name, data_size
 from jaxstab.operators.chunks import chunk_shape
-from jaxstab.operators.factored import FactoredMoment, read_structure
+from jaxstab.operators.factored import FactoredMoment, form_of_leaf, linearise_chunks
 from jaxstab.operators.gauss_newton import GaussNewtonMoment, split_at_outputs
 from jaxstab.operators.hessian import (
     Hessian,
@@ -126,20 +126,26 @@ def explain(loss: Loss, params: Params, data: Any) -> str:
 
     "factored": from rows of activations and cotangents. "elementwise": by its per-example
     gradient, which is of activation size. "explicit": by its per-example gradient of the leaf's
-    own size, the fall-back, exact but of memory chunk × leaf.
+    own size, the fall-back, exact but of memory chunk × leaf. "common": it only adds a term that
+    all examples share. Then, for each example: the numbers that a product holds, and the leaf's
+    estimated share of the work; after the leaves, the chunk that memory allows.
 
     Products of the loss that ask for a precision or a coarse dtype of their own come last: they
     keep it whatever `precision` says, and the certificate is about the model as so computed.
     """
     loss, params, data = check_problem(loss, params, data)
-    structure = read_structure(loss, params, data)
+    structure, chunks = linearise_chunks(loss, params, data, None, warn=False)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     names = ["params" + jax.tree_util.keystr(path) for path in paths]
     width = max(map(len, names))
-    lines = [
-        f"{name:<{width}}  {leaf.form:<11}  {leaf.reason}"
-        for name, leaf in zip(names, structure.leaves, strict=True)
-    ]
+    work = max(1, sum(block.operations for block in structure.blocks))
+    lines = []
+    for i, name in enumerate(names):
+        form, reason = form_of_leaf(structure, i)
+        mine = [block for block in structure.blocks if block.leaf == i]
+        held, share = sum(b.entries for b in mine), sum(b.operations for b in mine) / work
+        lines.append(f"{name:<{width}}  {form:<11}  {held:>9,} numbers  {share:4.0%}  {reason}")
+    lines.append(f"{data_size(data):,} examples, {chunks.chunk_size:,} at once without chunk_size")
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
     with jax.default_matmul_precision(None):
         program = jax.make_jaxpr(lambda *args: args[0](*args[1:]))(loss, params, example)
