@@ -21,9 +21,9 @@ class Sizes(NamedTuple):
     inputs: int = 64
     hidden: int = 100
     outputs: int = 10
-    words: int = 1000
+    words: int = 300
     width: int = 64
-    length: int = 16
+    length: int = 12
     layers: int = 4
 
 

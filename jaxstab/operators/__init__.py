@@ -3,11 +3,11 @@
 How a product with Σ is made (`factored`):
 
     loss(params, example)
-        │  structure    the loss's jaxpr as one flat program, loops kept as loops
+        │  reading      its jaxpr as one flat program (`structure`), loops kept as loops
         ▼
     uses, where values of parameters alone meet data          and a common term R(θ), if any
         │  sites        rows X and D of each use
-        │  weights      back through what happened to the parameters before
+        │  weights      back through what happened to the parameters before, by `rules`
         ▼
     blocks of every parameter leaf
         │  linearised   for each chunk of examples (`chunks`), once at θ
@@ -25,7 +25,7 @@ Words:
   use in a matrix product or convolution; a *look-up* picks entries by index.
 - *rows*: X from the data side of a use, D from the derivative of the loss by its output; the
   gradient of one example is XᵀD.
-- *content* (`weights`): the gradient of one example by a weight, as rows or as an array.
+- *content* (`contents`): the gradient of one example by a weight, as rows or as an array.
 - *placement* (`placements`): which entries of an array a content belongs to, as strides.
 - *block* (`blocks`): entries of one leaf with all their contents; different blocks are disjoint.
 - *linearised chunk* (`linearised`): rows and A at one point θ for one chunk of examples.

@@ -1,6 +1,6 @@
 """Per-example vectors of disjoint parts of the parameters, and what is done with them.
 
-A *block* is a set of entries of one leaf, with all contents (`weights`) that belong there. For one
+A *block* is a set of entries of one leaf, with all contents (`contents`) that belong there. For one
 example its vector is a sum of products of rows, Σ XᵀD over *pairs*, or an array. The pairs of g_i
 are (X, D); those of H_i v are (Ẋ, D) and (X, Ḋ), of every content. Pairs are kept as they are where
 T is small (products of T × T Gram matrices), multiplied out to (b, K, M) where that takes fewer
@@ -8,6 +8,7 @@ operations. Contents of one block share inner products: those of a leaf used twi
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.operators import sites
+from jaxstab.operators.contents import Content, Dense, OneHot, Rows
 from jaxstab.operators.placements import (
     Located,
     Placement,
@@ -27,7 +29,6 @@ from jaxstab.operators.placements import (
     locate,
     reordered,
 )
-from jaxstab.operators.weights import Content, Dense, OneHot, Rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +44,8 @@ class Block:
       moves: for each content, whether X depends on the parameters.
       pairs: whether pairs are kept.
       shifts: kernel positions over which the dual rows of a convolution are unfolded; 1: no dual.
-      weighted: whether a constant factor multiplies the rows entry by entry.
+      factors: for each content, 0 where no factor multiplies its rows entry by entry, 1 for a
+        constant one, 2 for one that depends on the parameters.
       entries: numbers held for each example, X and D or the array.
       operations: estimated operations of one product for each example.
       notes: the primitives in which data were met.
@@ -58,7 +60,7 @@ class Block:
     moves: tuple[bool, ...] = ()
     pairs: bool = True
     shifts: int = 1
-    weighted: bool = False
+    factors: tuple[int, ...] = ()
     entries: int = 0
     operations: int = 0
     notes: tuple[str, ...] = ()
@@ -91,10 +93,11 @@ class Block:
 
 
 class RowArrays(NamedTuple):
-    """The rows of one content: what moves with θ and what is read at θ alone."""
+    """What moves with θ of one content; None where it does not move or is not there."""
 
-    x: Any  # None where it does not move
+    x: Any
     d: Any
+    factor: Any  # shared by all examples
 
 
 class Arrays(NamedTuple):
@@ -104,13 +107,13 @@ class Arrays(NamedTuple):
       moving: `RowArrays` of every content, or the array alone.
       inputs: X of every content where it does not move or where it has a dual, else None.
       duals: Δ of every content, or None.
-      factor: shared by all examples, or None.
+      factors: of every content where it does not move, shared by all examples, or None.
     """
 
     moving: Any
     inputs: tuple[Any, ...]
     duals: tuple[Any, ...]
-    factor: Any
+    factors: tuple[Any, ...]
 
 
 _OVERLAP = "parts of it that overlap are used in different ways"
@@ -139,7 +142,7 @@ def _make_block(leaf: int, shape: tuple[int, ...], contents: list[Content]) -> t
         first = rows[0].placement
         turned = first._replace(groups=(first.groups[0], first.groups[2], first.groups[1]))
         fitting = all(r.placement in (first, turned) for r in rows)
-        if fitting and all(r.factor is None for r in rows):  # type: ignore[union-attr]
+        if fitting:
             swapped = [r.placement != first for r in rows]
             return _rows_block(leaf, shape, rows, swapped, notes)  # type: ignore[arg-type]
     arrays = [_in_order(content.dense(_OVERLAP)) for content in contents]
@@ -156,7 +159,7 @@ def _make_block(leaf: int, shape: tuple[int, ...], contents: list[Content]) -> t
         leaf, shape, placement, "multiplied" if why else "array", entries=value.size,
         operations=(24 if why else 8) * value.size, notes=notes, why=why,
     )  # fmt: skip
-    return block, Arrays(value, (), (), None)
+    return block, Arrays(value, (), (), ())
 
 
 def _in_order(content: Content) -> Content:
@@ -172,72 +175,98 @@ def _in_order(content: Content) -> Content:
     else:
         x = reordered(reordered(x, 2, sizes[1], orders[1]), 0, sizes[0], orders[0])
     d = reordered(reordered(d, 2, sizes[2], orders[2]), 0, sizes[0], orders[0])
-    return dataclasses.replace(content, placement=placement, x=x, d=d, plain=None, dual=None)
+    factor = content.factor
+    for axis, (size, order) in enumerate(zip(sizes, orders, strict=True)):
+        factor = None if factor is None else reordered(factor, axis, size, order)
+    changes = {"placement": placement, "x": x, "d": d, "factor": factor}
+    return dataclasses.replace(content, **changes, plain=None, dual=None)
 
 
 def _rows_block(
     leaf: int, shape: tuple[int, ...], rows: list[Rows], swapped: list[bool], notes: tuple[str, ...]
 ) -> tuple[Block, Arrays]:
-    positions = sum(r.d.shape[1] for r in rows)
-    _, inputs, outputs = rows[0].placement.sizes
-    weighted = rows[0].factor is not None
+    positions = [r.d.shape[1] for r in rows]
+    batches, inputs, outputs = rows[0].placement.sizes
+    size = inputs * outputs
+    factors = tuple(0 if r.factor is None else 2 if r.factor_moves else 1 for r in rows)
     lookups = any(isinstance(r.x, OneHot) for r in rows)
-    pairs = 3 * positions * (inputs + outputs) < 4 * inputs * outputs
-    if weighted:
-        pairs = positions == 1
+    # Each pair of rows takes 3 (K + M) operations twice by its Gram, 2 K M with a factor.
+    grams = sum(
+        s * t * (2 * size if f or g else 6 * (inputs + outputs))
+        for s, f in zip(positions, factors, strict=True)
+        for t, g in zip(positions, factors, strict=True)
+    )
+    pairs = lookups or grams < 8 * sum(positions) * size
+    if lookups and any(factors):
+        raise Unplaced
+    only = rows[0]
+    dual = only.dual is not None and len(rows) == 1 and not pairs
+    shifts = only.x.shape[-1] // only.plain.shape[-1] if dual else 1
+    dual = shifts > 1
     products = sum(
         2 * math.prod(r.d.shape) * (1 if isinstance(r.x, OneHot) else inputs) for r in rows
     )
-    grams = 6 * positions**2 * (inputs + outputs) * rows[0].placement.sizes[0]
-    operations = 4 * products + (grams if pairs or lookups else 4 * products)
-    only = rows[0]
-    dual = only.dual is not None and len(rows) == 1 and not pairs and not weighted
-    shifts = only.x.shape[-1] // only.plain.shape[-1] if dual else 1
-    dual = shifts > 1
     block = Block(
         leaf, shape, rows[0].placement, "rows", tuple(swapped), tuple(r.moves for r in rows),
-        pairs or lookups, shifts, weighted,
+        pairs, shifts, factors,
         sum(math.prod(y.shape) for r in rows for y in (r.x, r.d) if not isinstance(y, OneHot)),
-        operations, notes,
+        4 * products + (grams * batches if pairs else 4 * products), notes,
     )  # fmt: skip
-    if dual:
-        moving: Any = (RowArrays(only.plain, only.d),)
-        return block, Arrays(moving, (only.x,), (only.dual,), None)
-    moving = tuple(RowArrays(r.x if r.moves else None, r.d) for r in rows)
+    moving = tuple(
+        RowArrays(r.x if r.moves else None, r.d, r.factor if r.factor_moves else None) for r in rows
+    )
     still = tuple(None if r.moves else r.x for r in rows)
-    return block, Arrays(moving, still, (None,) * len(rows), only.factor)
+    constant = tuple(None if r.factor_moves else r.factor for r in rows)
+    if dual:
+        moving = (RowArrays(only.plain, only.d, None),)
+        return block, Arrays(moving, (only.x,), (only.dual,), constant)
+    return block, Arrays(moving, still, (None,) * len(rows), constant)
 
 
 # --- Pairs -----------------------------------------------------------------------------------
 
 
 class Pair(NamedTuple):
-    """xᵀd, d unfolded over so many kernel positions (1: plain rows)."""
+    """factor ∘ xᵀd, d unfolded over so many kernel positions (1: plain rows)."""
 
     x: Any
     d: Any
     shifts: int = 1
+    factor: Any = None
+
+    @property
+    def turned(self) -> "Pair":
+        """The transpose."""
+        factor = None if self.factor is None else jnp.swapaxes(self.factor, 1, 2)
+        return Pair(self.d, self.x, 1, factor)
 
 
-def rows_of(arrays: Arrays, c: int) -> tuple[Any, Any]:
-    """X and D of content c, all with leading axis n."""
-    still = arrays.inputs[c]
-    return (arrays.moving[c].x if still is None else still), arrays.moving[c].d
+def rows_of(block: Block, arrays: Arrays, c: int) -> Pair:
+    """X, D and factor of content c, in the orientation of the block."""
+    mine, still, factor = arrays.moving[c], arrays.inputs[c], arrays.factors[c]
+    pair = Pair(
+        mine.x if still is None else still, mine.d, 1, mine.factor if factor is None else factor
+    )
+    return pair.turned if block.swapped[c] else pair
 
 
 def pairs_of(block: Block, arrays: Arrays, tangent: Any) -> list[Pair]:
     """The pairs of g_i (no tangent) or of H_i v."""
     pairs = []
     for c, swapped in enumerate(block.swapped):
-        x, d = rows_of(arrays, c)
+        at = rows_of(block, arrays, c)
         if tangent is None:
-            mine = [Pair(x, d)]
-        else:
-            mine = [Pair(x, tangent[c].d)]
+            pairs.append(at)
+            continue
+        mine, (x, d, _, factor) = tangent[c], at.turned if swapped else at
+        found = [Pair(x, mine.d, 1, factor)]
+        if mine.x is not None:
             dual = arrays.duals[c]
-            if tangent[c].x is not None:
-                mine.insert(0, Pair(tangent[c].x, d if dual is None else dual, block.shifts))
-        pairs += [Pair(p.d, p.x) if swapped else p for p in mine]
+            moved = Pair(mine.x, d if dual is None else dual, block.shifts, factor)
+            found.insert(0, moved)
+        if mine.factor is not None:
+            found.append(Pair(x, d, 1, mine.factor))
+        pairs += [pair.turned if swapped else pair for pair in found]
     return pairs
 
 
@@ -287,11 +316,29 @@ def _contract(x: Any, d: Any) -> jax.Array:
     return jnp.einsum("nbtk,nbtm->bkm", x, d)
 
 
-def _multiply(pairs: list[Pair], factor: Any = None) -> jax.Array:
+def _weigh(product: jax.Array, factor: Any) -> jax.Array:
+    return product if factor is None else product * factor
+
+
+def _multiply(pairs: list[Pair]) -> jax.Array:
     """The products summed, (n, b, K, M)."""
-    products = (sites.from_dual(jnp.einsum("nbtk,nbtm->nbkm", p.x, p.d), p.shifts) for p in pairs)
-    total: Any = sum(products)
-    return total if factor is None else total * factor
+    products = (
+        _weigh(sites.from_dual(jnp.einsum("nbtk,nbtm->nbkm", p.x, p.d), p.shifts), p.factor)
+        for p in pairs
+    )
+    return sum(products)  # type: ignore[return-value]
+
+
+def _each_with_each(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x_t ∘ y_s for all t and s: (n, b, T S, K)."""
+    product = x[:, :, :, None] * y[:, :, None]
+    return product.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _joined(*factors: Any) -> Any:
+    """The product of those factors that are there."""
+    there = [factor for factor in factors if factor is not None]
+    return functools.reduce(jnp.multiply, there) if there else None
 
 
 # --- Blocks ----------------------------------------------------------------------------------
@@ -301,9 +348,11 @@ def total(block: Block, arrays: Arrays, tangent: Any) -> jax.Array:
     """Σ over examples of g_i (no tangent) or H_i v: (b, K, M) or (entries,)."""
     if block.form != "rows":
         return jnp.sum(arrays.moving if tangent is None else tangent, axis=0)
-    pairs = pairs_of(block, arrays, tangent)
-    result: Any = sum(sites.from_dual(_contract(p.x, p.d), p.shifts) for p in pairs)
-    return result if arrays.factor is None else result * arrays.factor
+    parts = (
+        _weigh(sites.from_dual(_contract(p.x, p.d), p.shifts), p.factor)
+        for p in pairs_of(block, arrays, tangent)
+    )
+    return sum(parts)  # type: ignore[return-value]
 
 
 def inner(
@@ -316,61 +365,68 @@ def inner(
         return jnp.sum(left * right, axis=1)
     left, right = pairs_of(block, arrays, tangent), pairs_of(block, other, other_tangent)
     if not block.pairs:
-        product = _multiply(left, arrays.factor) * _multiply(right, arrays.factor)
-        return jnp.sum(product, axis=(1, 2, 3))
-    if block.weighted:
-        square = jnp.square(arrays.factor)
-        parts: Any = (
-            jnp.sum(_times(p.x * q.x, square) * p.d * q.d, axis=(1, 2, 3))
-            for p in left
-            for q in right
-        )
-        return sum(parts)  # type: ignore[return-value]
-    parts = (_gram(p.x, q.x) * _gram(p.d, q.d) for p in left for q in right)
-    return sum(jnp.sum(part, axis=(1, 2, 3)) for part in parts)  # type: ignore[return-value]
+        return jnp.sum(_multiply(left) * _multiply(right), axis=(1, 2, 3))
+    parts = (_inner_of_pairs(p, q) for p in left for q in right)
+    return sum(parts)  # type: ignore[return-value]
+
+
+def _inner_of_pairs(p: Pair, q: Pair) -> jax.Array:
+    factor = _joined(p.factor, q.factor)
+    if factor is None:
+        return jnp.sum(_gram(p.x, q.x) * _gram(p.d, q.d), axis=(1, 2, 3))
+    rows = _times(_each_with_each(p.x, q.x), factor)
+    return jnp.sum(rows * _each_with_each(p.d, q.d), axis=(1, 2, 3))
 
 
 def dot(block: Block, arrays: Arrays, tangent: Any, part: jax.Array) -> jax.Array:
     """⟨l_i, w⟩, shape (n,), with one vector w for all examples, given as `total` gives it."""
     if block.form != "rows":
         return (arrays.moving if tangent is None else tangent) @ part
-    if arrays.factor is not None:
-        part = part * arrays.factor
     result: Any = 0
     for p in pairs_of(block, arrays, tangent):
-        matrix = sites.to_dual(part, p.shifts)
-        if isinstance(p.d, OneHot):
-            p, matrix = Pair(p.d, p.x), jnp.swapaxes(matrix, 1, 2)
-        result += jnp.sum(_times(p.x, matrix) * p.d, axis=(1, 2, 3))
+        matrix = sites.to_dual(_weigh(part, p.factor), p.shifts)
+        x, d = p.x, p.d
+        if isinstance(d, OneHot):
+            x, d, matrix = d, x, jnp.swapaxes(matrix, 1, 2)
+        result += jnp.sum(_times(x, matrix) * d, axis=(1, 2, 3))
     return result
 
 
 def covectors(block: Block, arrays: Arrays, tangent: Any, mean: jax.Array | None) -> Any:
-    """(D u_iᵀ, X u_i) of every content, with u_i = H_i v − mean; for an array u_i itself."""
+    """What the transpose of A is applied to, with u_i = H_i v − mean.
+
+    Of every content (D (F ∘ u_i)ᵀ, X (F ∘ u_i), Σ_i XᵀD ∘ u_i), F its factor; of an array u_i.
+    """
     if block.form != "rows":
         return tangent if mean is None else tangent - mean
     pairs = pairs_of(block, arrays, tangent)
-    parts = []
     u = None
     if not block.pairs:
-        u = _multiply(pairs, arrays.factor)
+        u = _multiply(pairs)
         u = u if mean is None else u - mean
-        u = u if arrays.factor is None else u * arrays.factor
+    parts = []
     for c, swapped in enumerate(block.swapped):
-        x, d = rows_of(arrays, c)
-        if swapped:
-            x, d = d, x
-        # The left rows get D u_iᵀ, the right ones X u_i.
-        wanted = arrays.moving[c].x is not None, True
-        left, right = reversed(wanted) if swapped else wanted
+        at, moving = rows_of(block, arrays, c), arrays.moving[c]
+        wanted = (True, moving.x is not None) if swapped else (moving.x is not None, True)
         dual = arrays.duals[c]
-        if u is not None:
-            to_left: Any = _back(d, dual, u, block.shifts) if left else None
-            to_right: Any = jnp.einsum("nbtk,nbkm->nbtm", x, u) if right else None
+        left = right = factor = None
+        if u is None:
+            turned = [p.turned for p in pairs]
+            turned_mean = None if mean is None else jnp.swapaxes(mean, 1, 2)
+            left = _times_deviation(at.turned, turned, turned_mean) if wanted[0] else None
+            right = _times_deviation(at, pairs, mean) if wanted[1] else None
+            if moving.factor is not None:
+                factor = _factor_covector(at, pairs, mean)
         else:
-            to_left = _left(pairs, d, mean, arrays.factor) if left else None
-            to_right = _right(pairs, x, mean, arrays.factor) if right else None
-        parts.append(RowArrays(to_right, to_left) if swapped else RowArrays(to_left, to_right))
+            weighed = _weigh(u, at.factor)
+            left = _back(at.d, dual, weighed, block.shifts) if wanted[0] else None
+            right = jnp.einsum("nbtk,nbkm->nbtm", at.x, weighed) if wanted[1] else None
+            if moving.factor is not None:
+                factor = jnp.einsum("nbtk,nbtm,nbkm->bkm", at.x, at.d, u)
+        if swapped:
+            factor = None if factor is None else jnp.swapaxes(factor, 1, 2)
+            left, right = right, left
+        parts.append(RowArrays(left, right, factor))
     return tuple(parts)
 
 
@@ -380,17 +436,25 @@ def _back(d: jax.Array, dual: Any, u: jax.Array, shifts: int) -> jax.Array:
     return jnp.einsum("nbtm,nbkm->nbtk", dual, sites.to_dual(u, shifts))
 
 
-def _left(pairs: list[Pair], d: Any, mean: Any, factor: Any) -> jax.Array:
-    turned = [Pair(p.d, p.x) for p in pairs]
-    turn = lambda m: None if m is None else jnp.swapaxes(m, 1, 2)  # noqa: E731
-    return _right(turned, d, turn(mean), turn(factor))
+def _times_deviation(at: Pair, pairs: list[Pair], mean: Any) -> jax.Array:
+    """X (F ∘ u_i)."""
+    result: Any = 0
+    for p in pairs:
+        factor = _joined(at.factor, p.factor)
+        if factor is None:
+            result += _mix(_gram(at.x, p.x), p.d)
+            continue
+        n, b, t = at.x.shape[:3]
+        rows = _times(_each_with_each(at.x, p.x), factor)
+        rows = rows.reshape(n, b, t, -1, rows.shape[-1])
+        result += jnp.sum(rows * p.d[:, :, None], axis=3)
+    return result if mean is None else result - _times(at.x, _weigh(mean, at.factor))
 
 
-def _right(pairs: list[Pair], x: Any, mean: Any, factor: Any) -> jax.Array:
-    """X u_i."""
-    if factor is not None:
-        square = jnp.square(factor)
-        result: Any = sum(_times(x * p.x, square) * p.d for p in pairs)
-        return result if mean is None else result - _times(x, factor * mean)
-    result = sum(_mix(_gram(x, p.x), p.d) for p in pairs)
-    return result if mean is None else result - _times(x, mean)
+def _factor_covector(at: Pair, pairs: list[Pair], mean: Any) -> jax.Array:
+    """Σ_i XᵀD ∘ u_i."""
+    result: Any = 0
+    for p in pairs:
+        each = _contract(_each_with_each(at.x, p.x), _each_with_each(at.d, p.d))
+        result += _weigh(each, p.factor)
+    return result if mean is None else result - _contract(at.x, at.d) * mean

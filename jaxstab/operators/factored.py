@@ -32,16 +32,16 @@ import jax.numpy as jnp
 from jaxstab.callables import static
 from jaxstab.checks import data_size
 from jaxstab.operators import blocks as block_forms
-from jaxstab.operators.blocks import Arrays, Block, make_blocks
+from jaxstab.operators.blocks import Arrays, Block, RowArrays, make_blocks
 from jaxstab.operators.chunks import scale_like
 from jaxstab.operators.hessian import Operator, operator
 from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk, memory_limit, tree_bytes
+from jaxstab.operators.reading import read_program
 from jaxstab.operators.structure import (
     Literal,
     Program,
     evaluate,
     initial,
-    read_program,
     run,
     split_common,
 )
@@ -176,8 +176,12 @@ def linearise(
             return moving, inputs, duals, factors
 
         with_covector = None if covectors is None else 0
+        by_example = tuple(
+            (RowArrays(0, 0, None),) * len(block.swapped) if block.form == "rows" else 0
+            for block in structure.blocks
+        )
         moving, inputs, duals, factors = jax.vmap(
-            single, (0, with_covector), out_axes=(0, 0, 0, None)
+            single, (0, with_covector), out_axes=(by_example, 0, 0, None)
         )(chunk, 1.0 if covectors is None else covectors)
         return moving, Constants(inputs, duals, factors)
 

@@ -28,8 +28,9 @@ from jaxstab.operators.factored import (
 )
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
 from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
+from jaxstab.operators.reading import read_program
 from jaxstab.operators.statistics import ProbeMean
-from jaxstab.operators.structure import Program, evaluate, live, read_program
+from jaxstab.operators.structure import Program, evaluate, live
 from jaxstab.trees import random_signs
 
 # Gram matrices hold n k² numbers: beyond this the factored form is the cheaper one.

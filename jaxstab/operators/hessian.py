@@ -95,20 +95,25 @@ def check_problem(loss: Loss, params: Params, data: Any) -> tuple[Any, Params, A
     Raises:
       TypeError: if `loss` is not callable or a parameter is not real floating point.
       ValueError: if data are empty, their leading axes differ, params hold NaN, or `loss` does not
-        return one scalar for one example.
+        return one scalar for one example or has a primitive that JAX cannot batch.
     """
     loss = as_pytree(loss)
     check_params(params)
     data_size(data)
     params, data = jax.tree.map(jnp.asarray, (params, data))
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    value = jax.eval_shape(
-        lambda loss, params, example: loss(params, example), loss, params, example
-    )
-    shape = getattr(value, "shape", None)
-    if shape != ():
+    try:
+        value = jax.eval_shape(
+            lambda loss, params, data: jax.vmap(loss, (None, 0))(params, data), loss, params, data
+        )
+    except NotImplementedError as error:
         raise ValueError(
-            f"loss(params, example) must return a scalar for one example, got {value}: write it "
+            f"the loss cannot be batched over examples by jax.vmap: {error}"
+        ) from error
+    shape = getattr(value, "shape", (0, None))
+    if shape[1:] != ():
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), value)
+        raise ValueError(
+            f"loss(params, example) must return a scalar for one example, got {one}: write it "
             "for one example (no batch axis); batching is done here"
         )
     return loss, params, data

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxstab.operators.contents import OneHot
 from jaxstab.operators.placements import Placement, extract, locate, place
 from jaxstab.operators.structure import Equation, Program
-from jaxstab.operators.weights import OneHot
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,13 +79,13 @@ def looks_up(program: Program, equation: Equation, operand: int) -> int | None:
         axes = [a for a, (n, size) in enumerate(zip(shape, sizes, strict=True)) if n != size]
         return axes[0] if len(axes) == 1 else None
     numbers = equation.params["dimension_numbers"]
-    if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+    axes = [a for a in numbers.start_index_map if sizes[a] != shape[a]]
+    full = all(n == size for a, (n, size) in enumerate(zip(shape, sizes)) if a not in axes)
+    clipped = equation.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP
+    if len(axes) != 1 or sizes[axes[0]] != 1 or numbers.operand_batching_dims or not full:
         return None
-    (axis,) = numbers.start_index_map
-    if numbers.collapsed_slice_dims != (axis,):
-        return None
-    full = all(n == size for a, (n, size) in enumerate(zip(shape, sizes)) if a != axis)
-    return axis if full else None
+    # Where an index has entries for other axes too, they can only be zero.
+    return axes[0] if clipped or len(numbers.start_index_map) == 1 else None
 
 
 def lookup_placement(equation: Equation, axis: int, shape: Sequence[int]) -> Placement:
@@ -101,7 +101,8 @@ def lookup_rows(equation: Equation, axis: int, inputs: list[Any]) -> tuple[OneHo
         start = jnp.clip(inputs[1 + axis], 0, columns - size)
         ids = start + jnp.arange(size)
         return OneHot(ids[None], columns), jnp.ones((1, size), bool)
-    ids = inputs[1][..., 0].reshape(1, -1)
+    column = equation.params["dimension_numbers"].start_index_map.index(axis)
+    ids = inputs[1][..., column].reshape(1, -1)
     fill = equation.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
     counts = (ids >= 0) & (ids < columns) if fill else jnp.ones(ids.shape, bool)
     return OneHot(jnp.clip(ids, 0, columns - 1), columns), counts
@@ -212,12 +213,13 @@ def product(site: Site, avals: dict[int, Any], rows: jax.Array, weight: jax.Arra
     batches = rows.shape[0]
     matrix = extract(weight, locate(placement(site, avals), weight.shape))
     output = avals[site.equation.outputs[0]]
+    precision = site.equation.params["precision"]  # what the model asks for itself
     if rows.shape[0] == rows.shape[1] == 1:
-        d = (rows[0, 0] @ matrix[0])[None, None]
+        d = jnp.matmul(rows[0, 0], matrix[0], precision=precision)[None, None]
     elif batches == 1:
-        d = (rows[0] @ matrix[0])[None]
+        d = jnp.matmul(rows[0], matrix[0], precision=precision)[None]
     else:
-        d = jnp.einsum("btk,bkm->btm", rows, matrix)
+        d = jnp.einsum("btk,bkm->btm", rows, matrix, precision=precision)
     struct = jax.ShapeDtypeStruct(output.shape, d.dtype)
     back = jax.linear_transpose(lambda y: cotangent_rows(site, y, weight.ndim), struct)
     return back(d)[0].astype(output.dtype)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.operators import sites
+from jaxstab.operators.contents import Content, Dense, OneHot, Rows
 from jaxstab.operators.placements import Placement, whole
-from jaxstab.operators.structure import Equation, Loop, Program
-from jaxstab.operators.weights import Content, Dense, OneHot, Rows
+from jaxstab.operators.structure import Equation, Kind, Loop, Program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +75,8 @@ def _use(program: Program, equation: Equation, j: int, loops: tuple[Loop, ...]) 
     axis = sites.looks_up(program, equation, j)
     product = sites.recognised(equation, j)
     form = "product" if product else "entries" if axis is None else "lookup"
-    moving = any(bool(program.kind(x) & 1) for x in others)
+    # What is looked up does not change with the parameters, even where they choose it.
+    moving = form != "lookup" and any(bool(program.kind(x) & Kind.WEIGHT) for x in others)
     return Use(equation, j, weight, tuple(levels), form, axis or 0, moving)  # type: ignore[arg-type]
 
 
@@ -160,7 +161,7 @@ def content_of(program: Program, use: Use, noted: Any, cotangent: jax.Array) -> 
     dual = None
     if plain is not None and use.moving:
         dual = sites.dual_rows(use.site, program.avals, cotangent)
-    return Rows(placement, x, d, use.moving, name, None, plain, dual)
+    return Rows(placement, x, d, use.moving, name, plain=plain, dual=dual)
 
 
 def _entries(program: Program, use: Use, cotangent: jax.Array, aval: Any) -> Dense:

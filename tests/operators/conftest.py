@@ -227,7 +227,7 @@ def weight_norm() -> Problem:
         return losses.squared(h @ params["out"], y) + 0.1 * jnp.sum(params["out"] ** 4)
 
     data = (normal(5, N, 4), one_hot(1, 2))
-    return Problem(loss, params, data, {"explicit": 1, "factored": 2, "elementwise": 2})
+    return Problem(loss, params, data, {"factored": 3, "elementwise": 2})
 
 
 def once(make: Callable[[], Problem]) -> Callable[[], Problem]:

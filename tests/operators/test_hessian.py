@@ -78,3 +78,13 @@ def test_a_vector_of_another_shape_is_refused():
         operator(np.ones(4))
     with pytest.raises(ValueError, match="structure"):
         operator((np.ones(3),))
+
+
+def test_a_primitive_that_cannot_be_batched_is_named():
+    def loss(params, example):
+        rows, sizes = example
+        return jnp.sum(jax.lax.ragged_dot(rows, params, sizes) ** 2)
+
+    data = (np.ones((2, 7, 4), np.float32), np.full((2, 3), 2, np.int32))
+    with pytest.raises(ValueError, match=r"cannot be batched .* ragged_dot"):
+        operators.hessian_variance(loss, np.ones((3, 4, 5), np.float32), data)

@@ -2,6 +2,8 @@
 
 import collections
 
+import jax
+
 from jaxstab import operators
 from jaxstab.callables import as_pytree
 from jaxstab.operators.factored import form_of_leaf, read_structure
@@ -19,8 +21,7 @@ def test_explain_names_every_leaf_and_the_reason(problems, x64):
     weight_norm = problems["weight_norm"]()
     text = operators.explain(weight_norm.loss, weight_norm.params, weight_norm.data)
     lines = {line.split()[0]: line for line in text.splitlines()}
-    assert "reduce_sum" in lines["params['direction']"]
-    assert "2 places" in lines["params['tied']"]
+    assert "factored" in lines["params['tied']"]
     assert "not used" in lines["params['unused']"]
-    lstm = problems["scanned_lstm"]()
-    assert "scan" in operators.explain(lstm.loss, lstm.params, lstm.data)
+    assert "all examples share" in lines["params['out']"]
+    assert "7 examples, 7 at once" in text
