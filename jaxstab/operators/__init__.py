@@ -28,6 +28,7 @@ Words:
 - *content* (`contents`): the gradient of one example by a weight, as rows or as an array.
 - *placement* (`placements`): which entries of an array a content belongs to, as strides.
 - *block* (`blocks`): entries of one leaf with all their contents; different blocks are disjoint.
+  Its per-example vectors are sums of products of rows (`pairs`) or arrays.
 - *linearised chunk* (`linearised`): rows and A at one point θ for one chunk of examples.
 - *factored*, said of a leaf: rows only, never multiplied out to the leaf's size. *elementwise*: an
   array of activation size. *explicit*: multiplied out for each example.

@@ -8,7 +8,6 @@ operations. Contents of one block share inner products: those of a leaf used twi
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,8 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxstab.operators import pairs as pair_forms
 from jaxstab.operators import sites
 from jaxstab.operators.contents import Content, Dense, OneHot, Rows
+from jaxstab.operators.pairs import Pair
 from jaxstab.operators.placements import (
     Located,
     Placement,
@@ -223,22 +224,7 @@ def _rows_block(
     return block, Arrays(moving, still, (None,) * len(rows), constant)
 
 
-# --- Pairs -----------------------------------------------------------------------------------
-
-
-class Pair(NamedTuple):
-    """factor ∘ xᵀd, d unfolded over so many kernel positions (1: plain rows)."""
-
-    x: Any
-    d: Any
-    shifts: int = 1
-    factor: Any = None
-
-    @property
-    def turned(self) -> "Pair":
-        """The transpose."""
-        factor = None if self.factor is None else jnp.swapaxes(self.factor, 1, 2)
-        return Pair(self.d, self.x, 1, factor)
+# --- What is done with them ------------------------------------------------------------------
 
 
 def rows_of(block: Block, arrays: Arrays, c: int) -> Pair:
@@ -270,86 +256,12 @@ def pairs_of(block: Block, arrays: Arrays, tangent: Any) -> list[Pair]:
     return pairs
 
 
-def _gram(x: Any, y: Any) -> jax.Array:
-    """x yᵀ over the last axis, (n, b, T, S)."""
-    if isinstance(x, OneHot) and isinstance(y, OneHot):
-        return x.ids[..., :, None] == y.ids[..., None, :]
-    if isinstance(x, OneHot):
-        return jnp.swapaxes(_gram(y, x), -1, -2)
-    if isinstance(y, OneHot):
-        return jnp.take_along_axis(x, y.ids[..., None, :], axis=-1)
-    if x.shape[-2] == y.shape[-2] == 1:  # a batch of 1 × 1 products is a sum, and faster as one
-        return jnp.sum(x * y, axis=-1, keepdims=True)
-    return jnp.einsum("nbtk,nbsk->nbts", x, y)
-
-
-def _mix(gram: jax.Array, y: Any) -> jax.Array:
-    """gram · y, (n, b, T, K)."""
-    if isinstance(y, OneHot):
-        zeros = jnp.zeros((*gram.shape[:-1], y.columns), gram.dtype)
-        ids = jnp.broadcast_to(y.ids[..., None, :], gram.shape)
-        add = lambda zero, at, values: zero.at[at].add(values)  # noqa: E731
-        return jax.vmap(jax.vmap(jax.vmap(add)))(zeros, ids, gram)
-    gram = gram.astype(y.dtype)
-    return gram * y if gram.shape[-1] == 1 else jnp.einsum("nbts,nbsk->nbtk", gram, y)
-
-
-def _times(x: Any, matrix: jax.Array) -> jax.Array:
-    """Rows times one matrix for all examples: (n, b, T, K) and (b, K, M) give (n, b, T, M)."""
-    if isinstance(x, OneHot):
-        return jax.vmap(lambda ids: jnp.take_along_axis(matrix, ids[..., None], axis=1))(x.ids)
-    if x.shape[1] == 1:
-        rows = x.reshape(-1, x.shape[-1]) @ matrix[0]
-        return rows.reshape(*x.shape[:-1], matrix.shape[-1])
-    return jnp.einsum("nbtk,bkm->nbtm", x, matrix)
-
-
-def _contract(x: Any, d: Any) -> jax.Array:
-    """Σ over examples and positions of x dᵀ, (b, K, M)."""
-    if isinstance(d, OneHot):
-        return jnp.swapaxes(_contract(d, x), 1, 2)
-    if isinstance(x, OneHot):
-        b = jnp.arange(x.shape[1])[None, :, None]
-        return jnp.zeros((x.shape[1], x.columns, d.shape[-1]), d.dtype).at[b, x.ids].add(d)
-    if x.shape[1] == 1:  # one plain matrix product: XLA gives it no transposes
-        return (x.reshape(-1, x.shape[-1]).T @ d.reshape(-1, d.shape[-1]))[None]
-    return jnp.einsum("nbtk,nbtm->bkm", x, d)
-
-
-def _weigh(product: jax.Array, factor: Any) -> jax.Array:
-    return product if factor is None else product * factor
-
-
-def _multiply(pairs: list[Pair]) -> jax.Array:
-    """The products summed, (n, b, K, M)."""
-    products = (
-        _weigh(sites.from_dual(jnp.einsum("nbtk,nbtm->nbkm", p.x, p.d), p.shifts), p.factor)
-        for p in pairs
-    )
-    return sum(products)  # type: ignore[return-value]
-
-
-def _each_with_each(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x_t ∘ y_s for all t and s: (n, b, T S, K)."""
-    product = x[:, :, :, None] * y[:, :, None]
-    return product.reshape(*x.shape[:2], -1, x.shape[-1])
-
-
-def _joined(*factors: Any) -> Any:
-    """The product of those factors that are there."""
-    there = [factor for factor in factors if factor is not None]
-    return functools.reduce(jnp.multiply, there) if there else None
-
-
-# --- Blocks ----------------------------------------------------------------------------------
-
-
 def total(block: Block, arrays: Arrays, tangent: Any) -> jax.Array:
     """Σ over examples of g_i (no tangent) or H_i v: (b, K, M) or (entries,)."""
     if block.form != "rows":
         return jnp.sum(arrays.moving if tangent is None else tangent, axis=0)
     parts = (
-        _weigh(sites.from_dual(_contract(p.x, p.d), p.shifts), p.factor)
+        pair_forms.weigh(sites.from_dual(pair_forms.contract(p.x, p.d), p.shifts), p.factor)
         for p in pairs_of(block, arrays, tangent)
     )
     return sum(parts)  # type: ignore[return-value]
@@ -365,17 +277,9 @@ def inner(
         return jnp.sum(left * right, axis=1)
     left, right = pairs_of(block, arrays, tangent), pairs_of(block, other, other_tangent)
     if not block.pairs:
-        return jnp.sum(_multiply(left) * _multiply(right), axis=(1, 2, 3))
-    parts = (_inner_of_pairs(p, q) for p in left for q in right)
+        return jnp.sum(pair_forms.multiply(left) * pair_forms.multiply(right), axis=(1, 2, 3))
+    parts = (pair_forms.inner_product(p, q) for p in left for q in right)
     return sum(parts)  # type: ignore[return-value]
-
-
-def _inner_of_pairs(p: Pair, q: Pair) -> jax.Array:
-    factor = _joined(p.factor, q.factor)
-    if factor is None:
-        return jnp.sum(_gram(p.x, q.x) * _gram(p.d, q.d), axis=(1, 2, 3))
-    rows = _times(_each_with_each(p.x, q.x), factor)
-    return jnp.sum(rows * _each_with_each(p.d, q.d), axis=(1, 2, 3))
 
 
 def dot(block: Block, arrays: Arrays, tangent: Any, part: jax.Array) -> jax.Array:
@@ -384,11 +288,11 @@ def dot(block: Block, arrays: Arrays, tangent: Any, part: jax.Array) -> jax.Arra
         return (arrays.moving if tangent is None else tangent) @ part
     result: Any = 0
     for p in pairs_of(block, arrays, tangent):
-        matrix = sites.to_dual(_weigh(part, p.factor), p.shifts)
+        matrix = sites.to_dual(pair_forms.weigh(part, p.factor), p.shifts)
         x, d = p.x, p.d
         if isinstance(d, OneHot):
             x, d, matrix = d, x, jnp.swapaxes(matrix, 1, 2)
-        result += jnp.sum(_times(x, matrix) * d, axis=(1, 2, 3))
+        result += jnp.sum(pair_forms.times(x, matrix) * d, axis=(1, 2, 3))
     return result
 
 
@@ -402,7 +306,7 @@ def covectors(block: Block, arrays: Arrays, tangent: Any, mean: jax.Array | None
     pairs = pairs_of(block, arrays, tangent)
     u = None
     if not block.pairs:
-        u = _multiply(pairs)
+        u = pair_forms.multiply(pairs)
         u = u if mean is None else u - mean
     parts = []
     for c, swapped in enumerate(block.swapped):
@@ -413,13 +317,13 @@ def covectors(block: Block, arrays: Arrays, tangent: Any, mean: jax.Array | None
         if u is None:
             turned = [p.turned for p in pairs]
             turned_mean = None if mean is None else jnp.swapaxes(mean, 1, 2)
-            left = _times_deviation(at.turned, turned, turned_mean) if wanted[0] else None
-            right = _times_deviation(at, pairs, mean) if wanted[1] else None
+            left = pair_forms.times_deviation(at.turned, turned, turned_mean) if wanted[0] else None
+            right = pair_forms.times_deviation(at, pairs, mean) if wanted[1] else None
             if moving.factor is not None:
-                factor = _factor_covector(at, pairs, mean)
+                factor = pair_forms.factor_covector(at, pairs, mean)
         else:
-            weighed = _weigh(u, at.factor)
-            left = _back(at.d, dual, weighed, block.shifts) if wanted[0] else None
+            weighed = pair_forms.weigh(u, at.factor)
+            left = pair_forms.back(at.d, dual, weighed, block.shifts) if wanted[0] else None
             right = jnp.einsum("nbtk,nbkm->nbtm", at.x, weighed) if wanted[1] else None
             if moving.factor is not None:
                 factor = jnp.einsum("nbtk,nbtm,nbkm->bkm", at.x, at.d, u)
@@ -428,33 +332,3 @@ def covectors(block: Block, arrays: Arrays, tangent: Any, mean: jax.Array | None
             left, right = right, left
         parts.append(RowArrays(left, right, factor))
     return tuple(parts)
-
-
-def _back(d: jax.Array, dual: Any, u: jax.Array, shifts: int) -> jax.Array:
-    if dual is None:
-        return jnp.einsum("nbtm,nbkm->nbtk", d, u)
-    return jnp.einsum("nbtm,nbkm->nbtk", dual, sites.to_dual(u, shifts))
-
-
-def _times_deviation(at: Pair, pairs: list[Pair], mean: Any) -> jax.Array:
-    """X (F ∘ u_i)."""
-    result: Any = 0
-    for p in pairs:
-        factor = _joined(at.factor, p.factor)
-        if factor is None:
-            result += _mix(_gram(at.x, p.x), p.d)
-            continue
-        n, b, t = at.x.shape[:3]
-        rows = _times(_each_with_each(at.x, p.x), factor)
-        rows = rows.reshape(n, b, t, -1, rows.shape[-1])
-        result += jnp.sum(rows * p.d[:, :, None], axis=3)
-    return result if mean is None else result - _times(at.x, _weigh(mean, at.factor))
-
-
-def _factor_covector(at: Pair, pairs: list[Pair], mean: Any) -> jax.Array:
-    """Σ_i XᵀD ∘ u_i."""
-    result: Any = 0
-    for p in pairs:
-        each = _contract(_each_with_each(at.x, p.x), _each_with_each(at.d, p.d))
-        result += _weigh(each, p.factor)
-    return result if mean is None else result - _contract(at.x, at.d) * mean
