@@ -124,9 +124,17 @@ def _found(rendered: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
     rows = pd.DataFrame([{key: show(value) for key, value in claim.items()} for claim in claims])
+    rows["uncertainty"] = [_uncertainty(claim["uncertainty"]) for claim in claims]
     names = ("status", "statement", "statistic", "measured", "predicted", "uncertainty", "kind")
     columns = [Column(name, status=name == "status") for name in names]
     return tables.to_html(Table("claims", rows, [*columns, Column("name")]).rendered())
+
+
+def _uncertainty(given: Any) -> str:
+    """The interval and how it was found; folders of before have other entries."""
+    if isinstance(given, Mapping) and {*given} == {"interval", "how"}:
+        return f"[{show(given['interval'])}] ({given['how']})"
+    return show(given)
 
 
 def _table(rows: pd.DataFrame) -> str:

@@ -94,7 +94,7 @@ def test_the_page_shows_what_was_run_and_found(folder):
     for text in ("toy", "Author 2018", "quick", "finished", "learning_rates", "0.1, 0.5"):
         assert text in page
     assert "table &amp; title" in page and "a note &lt; that" in page and "a &lt; b" in page
-    assert "interval: 0.4, 0.6, how: 95 %, over 3 seeds" in page
+    assert "[0.4, 0.6] (95 %, over 3 seeds)" in page
     assert '<td class="good">inside</td>' in page and '<td class="bad">outside</td>' in page
     assert '<td class="good">holds</td>' in page and '<td class="bad">does not hold</td>' in page
     assert '<td class="text">inside</td>' in page  # the claim of that name is no verdict
