@@ -15,6 +15,7 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from jaxstab.callables import register, static
 from jaxstab.checks import check_at_least, check_name, data_size
@@ -79,6 +80,31 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "cross_entropy": cross_entropy,
     "kl": kl,
 }
+
+
+def output_curvature_ratio(logits: Any, targets: Any) -> float:
+    """Largest λ_max(A_i) / (2 ℓ_i) over the examples, A_i = ∂²ℓ_i/∂f² = diag(p) − ppᵀ.
+
+    At most 1 for one-hot targets, whatever the logits: λ_max(A_i) ≤ tr A_i = 1 − Σ_j p_j² ≤ 2(1 −
+    p_y) = 2(1 − exp(−ℓ_i)) ≤ 2 ℓ_i. So the Gauss–Newton part of H is at most (2/n) Σ ℓ_i ‖J_i‖²,
+    which vanishes with the loss unless the Jacobians grow as fast. In float64, with 1 − p_y summed
+    from the other classes, so that it keeps its digits when p_y is 1 to float accuracy.
+
+    Args:
+      logits: shape (n, k).
+      targets: shape (n, k), one-hot.
+    """
+    f, y = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
+    p = special.softmax(f, axis=1)
+    matrices = -p[:, :, None] * p[:, None, :]
+    diagonal = np.arange(p.shape[1])
+    matrices[:, diagonal, diagonal] = p * (p @ (1 - np.eye(p.shape[1])))  # p_j (1 − p_j)
+    top = np.linalg.eigvalsh(matrices)[:, -1]
+    right = np.sum(f * y, axis=1, keepdims=True)
+    loss = np.logaddexp(0, special.logsumexp(np.where(y > 0, -np.inf, f - right), axis=1))
+    # below 1e-300 both sides are zero to float64's accuracy
+    ratio = np.divide(top, 2 * loss, out=np.zeros_like(top), where=loss > 1e-300)
+    return float(np.max(ratio))
 
 
 def by_name(name: str) -> Callable[[Array, Array], Array]:

@@ -229,3 +229,31 @@ def test_train_mode_uses_batch_statistics_and_moves_the_averages(batch):
     np.testing.assert_allclose(value, jnp.mean(each), rtol=1e-4)
     moved = jax.tree.map(lambda i, f: 0.9 * i + 0.1 * f, initial, frozen)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state, moved)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 10.0, 100.0, 3000.0])
+def test_output_curvature_is_at_most_twice_the_loss(spread):
+    """The theorem, for random logits from nearly equal to far beyond float's range of exp."""
+    rng = np.random.default_rng(0)
+    logits = spread * rng.standard_normal((500, 7))
+    targets = np.eye(7)[rng.integers(7, size=500)]
+    assert 0 < losses.output_curvature_ratio(logits, targets) <= 1 + 1e-12
+
+
+def test_output_curvature_equals_its_definition(x64):
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((6, 4))
+    targets = np.eye(4)[rng.integers(4, size=6)]
+    expected = max(
+        float(jnp.linalg.eigvalsh(jax.hessian(losses.cross_entropy)(f, y))[-1])
+        / (2 * float(losses.cross_entropy(f, y)))
+        for f, y in zip(jnp.asarray(logits), jnp.asarray(targets))
+    )
+    ratio = losses.output_curvature_ratio(logits, targets)
+    assert ratio == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_bound_is_sharp_for_two_classes_at_small_loss():
+    """Two classes: p(1−p)·2 over 2ℓ tends to 1, so a smaller constant than 2 would be wrong."""
+    ratio = losses.output_curvature_ratio([[25.0, 0.0]], [[1.0, 0.0]])
+    assert ratio == pytest.approx(1.0, abs=1e-9)

@@ -5,6 +5,7 @@ import sys
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -121,3 +122,70 @@ def test_colours_are_distinct_in_grey_and_named_once():
 def test_pyplot_is_never_imported():
     code = "import sys, jaxstab.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def point(batch_size, a, s, eta=0.5):
+    where = {"batch_size": batch_size, "learning_rate": eta}
+    return where | {"sharpness": a, "nonuniformity": s}
+
+
+def test_the_stability_diagram_holds_every_region_point_and_minimum():
+    simulated = [point(4, 2.0, 0.0) | {"simulated": 3.9, "simulated_error": 0.1}]
+    minima = [point(4, 5.0, 6.0), point(100, 3.9, 9.0), point(4, np.nan, 1.0)]
+    figure = plots.stability_diagram(
+        n=100,
+        batch_sizes=(4, 100),
+        learning_rates=(0.5, 1.0),
+        simulated=simulated,
+        minima=minima,
+        title="title",
+    )
+    left, right = figure.axes
+    assert left.get_xlim()[1] > 5.0 and left.get_ylim()[1] > 9.0  # nothing is cut off
+    offsets = [tuple(point) for one in left.collections[1:] for point in one.get_offsets()]
+    assert (5.0, 6.0) in offsets and (3.9, 9.0) in offsets
+    assert not any(len(one.get_offsets()) for one in right.collections[1:])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[0] == "B = 4" and labels[1].startswith("B = n = 100")
+    assert "1/step size" in left.get_xlabel() and "1/step size" in left.get_ylabel()
+    bare = plots.stability_diagram(n=100, batch_sizes=(100,), learning_rates=(0.5,))
+    assert bare.axes[0].get_xlim()[1] > 4
+
+
+def test_outcomes_and_trajectories_hold_every_run():
+    rows = pd.DataFrame(
+        {
+            "sharpness_margin": [0.5, -0.5, -0.1],
+            "nonuniformity_margin": [0.5, -1.0, 1.0],
+            "outcome": ["stayed", "left", "too short"],
+            "kind": "clean",
+            "start": ["clean 0", "clean 0", "clean 1"],
+        }
+        | {name: [1.0, 2.0, 3.0] for name in ("start_sharpness", "end_sharpness")}
+        | {name: [0.7, 0.8, 0.9] for name in ("start_test_accuracy", "end_test_accuracy")}
+    )
+    plane, ends = plots.outcomes(rows, ended=rows).axes
+    assert [len(one.get_offsets()) for one in plane.collections] == [1, 1, 1]
+    assert plane.collections[2].get_offsets()[0].tolist() == [1.1, 0.01]  # B = n: too short
+    assert [len(one.get_offsets()) for one in ends.collections] == [3, 2]  # ends, starts
+    assert plots.outcomes(rows, ended=rows[:0]).axes
+    names = ("epochs", "loss", "sharpness", "train_accuracy")
+    figure = plots.trajectories({"one": {name: [1.0, 2.0] for name in names}})
+    assert [len(panel.get_lines()) for panel in figure.axes] == [1, 1, 1, 0]
+    assert len(plots.trajectories({}).axes) == 4
+
+
+def test_minima_by_optimizer_stand_beside_their_edges():
+    rows = pd.DataFrame(
+        {
+            "optimizer": ["L-BFGS", "GD", "Adam"],
+            "sharpness": [3.0, 1.0, 2.0],
+            "nonuniformity": [3.0, 1.0, 2.0],
+            "condition": ["a", "a", "λmax(D⁻¹H)"],
+            "ratio": [np.nan, 0.97, 1.1],
+        }
+    )
+    plane, ratios = plots.optimizers(rows).axes
+    assert len(plane.collections) == 3 and len(ratios.collections) == 2
+    labels = [label.get_text() for label in ratios.get_xticklabels()]
+    assert labels == ["GD\na", "Adam\nλmax(D⁻¹H)"] and len(dashed(ratios)) == 1

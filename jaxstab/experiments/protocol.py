@@ -124,7 +124,7 @@ class Experiment:
     name: str
     source: str
     summary: str
-    run: Callable[[Any, Context], Any]
+    run: Callable[[Any, Context], Outcome]
     presets: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, preset: str = "quick", *, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -180,7 +180,7 @@ def execute(
             (out / "run.json").unlink()  # so that the corrected command finds a free folder
             out.rmdir()
         raise
-    figures = _write(out, settings, _ported(outcome))
+    figures = _write(out, settings, outcome)
     finished = {
         "status": "finished",
         "seconds": round(time.time() - started, 1),
@@ -189,11 +189,6 @@ def execute(
     }
     files.write_json(out / "run.json", description | finished)
     return outcome
-
-
-def _ported(outcome: Any) -> Outcome:
-    """The outcome of an experiment, of one that is not ported yet too."""
-    return outcome if isinstance(outcome, Outcome) else outcome.ported()
 
 
 def _write(out: Path, settings: Any, outcome: Outcome) -> list[str]:

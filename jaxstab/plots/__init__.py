@@ -17,9 +17,11 @@ from jaxstab.plots.common import (
     published_series,
     styled,
 )
+from jaxstab.plots.escape import optimizers, outcomes, trajectories
 from jaxstab.plots.minima import batch_size, edge, plane, selection
 from jaxstab.plots.panels import Panel, panels
 from jaxstab.plots.stability import boundary, stability_diagram, toy_escape
+from jaxstab.plots.training import along_training
 
 __all__ = [
     "COLORS",
@@ -31,6 +33,7 @@ __all__ = [
     "Line",
     "Panel",
     "Series",
+    "along_training",
     "batch_size",
     "boundary",
     "draw_series",
@@ -38,6 +41,8 @@ __all__ = [
     "label_axes",
     "mean_std",
     "new_figure",
+    "optimizers",
+    "outcomes",
     "panels",
     "plane",
     "png",
@@ -46,4 +51,5 @@ __all__ = [
     "stability_diagram",
     "styled",
     "toy_escape",
+    "trajectories",
 ]

@@ -23,6 +23,7 @@ from jaxstab.plots.common import (
     new_figure,
     styled,
 )
+from jaxstab.stability import two_wells
 from jaxstab.stability.boundary import eq8_boundary
 from jaxstab.stability.criteria import box
 
@@ -30,12 +31,8 @@ from jaxstab.stability.criteria import box
 @styled
 def toy_escape(
     *,
-    x: Any,
-    losses: Any,
     sgd: Any,
     gd: Any,
-    sgd_loss: Any,
-    gd_loss: Any,
     growth: Any,
     growth_error: Any,
     growth_theory: Any,
@@ -45,12 +42,8 @@ def toy_escape(
     """Landscape, iterates, loss burst and growth of E x² of the two-well problem (2018, Fig. 2).
 
     Args:
-      x: positions, shape (m,).
-      losses: the two losses, shape (2, m); their mean is drawn too.
       sgd: iterates of some runs, shape (runs, steps); the middle one stands out.
       gd: iterates of gradient descent, shape (steps,).
-      sgd_loss: mean loss at `sgd`.
-      gd_loss: mean loss at `gd`.
       growth: measured E(x−1)² over its start, shape (t,).
       growth_error: its standard error.
       growth_theory: predicted, shape (t,).
@@ -59,10 +52,11 @@ def toy_escape(
     """
     figure, axes = new_figure(2, 2, width=5.2, height=3.5)
     (landscape, iterates), (loss, rate) = axes
-    x, losses, sgd = np.asarray(x), np.asarray(losses), np.asarray(sgd)
-    for i, one in enumerate(losses):
+    x, sgd = np.linspace(-0.8, 2.2, 601), np.asarray(sgd)
+    for i, coefficient in enumerate(two_wells.COEFFICIENTS):
+        one = np.asarray(two_wells.loss(x, coefficient))
         landscape.plot(x, one, color=COLORS[i], ls=":", label=f"f{'₁₂'[i]}")
-    landscape.plot(x, losses.mean(0), color="black", label="f = (f₁ + f₂)/2")
+    landscape.plot(x, two_wells.mean_loss(x), color="black", label="f = (f₁ + f₂)/2")
     for position, (a, s) in measured.items():
         landscape.annotate(f"a = {a:.3g}\ns = {s:.3g}", (position, 0.42), ha="center")
         landscape.plot(position, 0, "o", color="black", ms=5)
@@ -71,7 +65,7 @@ def toy_escape(
     time, middle = np.arange(sgd.shape[1]), len(sgd) // 2
     for panel, ours, theirs in (
         (iterates, sgd, gd),
-        (loss, np.maximum(sgd_loss, 1e-16), np.maximum(gd_loss, 1e-16)),
+        (loss, *(np.maximum(two_wells.mean_loss(path), 1e-16) for path in (sgd, gd))),
     ):
         for i, path in enumerate(ours):
             if i != middle:

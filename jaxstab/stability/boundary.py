@@ -17,7 +17,7 @@ import numpy as np
 from jaxstab.checks import check_at_least, check_positive
 from jaxstab.sampling import batch_indices
 from jaxstab.stability.criteria import box, variance_factor
-from jaxstab.stability.linearized import MomentMap, Quadratic
+from jaxstab.stability.linearized import MomentMap, Quadratic, random_quadratic
 
 
 def eq8_boundary(
@@ -280,3 +280,53 @@ def _crossing(
 
     low, high = jax.lax.fori_loop(0, halvings, halve, (0.0 * scale, 3 * scale))
     return (low + high) / 2
+
+
+def boundary_over_sharpness(
+    key: jax.Array,
+    *,
+    n: int,
+    p: int,
+    learning_rate: float,
+    batch_size: int,
+    points: int = 9,
+    runs: int = 400,
+    steps: int = 40,
+    burn_in: int = 200,
+) -> dict[str, np.ndarray]:
+    """Returns the boundary of one random family at several values of a between 0 and 2/η.
+
+    The mean and pattern of `random_quadratic`, scaled to each a; in float64 whatever the JAX
+    setting, for the bisections.
+
+    Args:
+      key: random key of the family and of the simulation.
+      n: number of examples.
+      p: number of parameters.
+      learning_rate: η.
+      batch_size: B < n.
+      points: values of a, denser towards both ends.
+      runs: see `find_boundary`, also for steps and burn_in.
+      steps: steps that the simulation averages.
+      burn_in: steps before that; in one dimension none are needed and few are spent.
+
+    Returns:
+      Arrays (points,): `sharpness` and the fields of `Boundary`.
+
+    Raises:
+      ValueError: if B = n, where s plays no part, or for counts or rates that cannot be.
+    """
+    check_at_least("points", points, 1)
+    check_positive("learning_rate", learning_rate)
+    fractions = (1 - np.cos(np.pi * np.arange(1, points + 1) / (points + 1))) / 2
+    drawing, walking = jax.random.split(key)
+    options: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size}
+    options |= {"runs": runs, "steps": steps, "burn_in": min(2, burn_in) if p == 1 else burn_in}
+    walking = jax.random.fold_in(walking, batch_size)
+    found = []
+    with jax.enable_x64(True):
+        for a in 2 / learning_rate * fractions:
+            problem = random_quadratic(drawing, n=n, p=p, sharpness=float(a), nonuniformity=1.0)
+            found.append(jax.device_get(find_boundary(problem, key=walking, **options)))
+    columns = {name: np.array([getattr(one, name) for one in found]) for name in Boundary._fields}
+    return {"sharpness": 2 / learning_rate * fractions} | columns

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxstab import trees
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_positive, data_size
 from jaxstab.operators import directional_curvatures
@@ -67,7 +68,7 @@ def slices(
         raise ValueError("directions is empty: give at least one, such as the vector of sharpness")
     columns, value = [], math.nan
     for direction in directions:
-        norm = math.sqrt(sum(np.sum(np.asarray(x, float) ** 2) for x in jax.tree.leaves(direction)))
+        norm = float(trees.norm(direction))
         check_positive("length of a direction", norm)
         v = jax.tree.map(lambda x, norm=norm: x / norm, direction)
         curvatures = directional_curvatures(loss, params, data, v, chunk_size=chunk_size)

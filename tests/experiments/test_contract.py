@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jaxstab import data, dispatch, models, report
+from jaxstab import data, dispatch, files, models, report
 from jaxstab.checks import check_name
 from jaxstab.experiments import REGISTRY, protocol
 from jaxstab.experiments.protocol import execute
@@ -67,7 +67,7 @@ def test_a_repeated_run_computes_no_step_again(finished, monkeypatch):
     def remember(context, name, compute):
         path = context.out / "steps" / f"{name}.json"
         assert path.exists(), "computed again"
-        return json.loads(path.read_text())
+        return files.read_json(path)
 
     monkeypatch.setattr(dispatch, "ended_runs", ended_runs)
     monkeypatch.setattr(protocol.Context, "remember", remember)

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from jaxstab.stability import box, linearized, variance_factor
-from jaxstab.stability.boundary import eq8_boundary, find_boundary, simulate_mean_square_growth
+from jaxstab.stability.boundary import (
+    boundary_over_sharpness,
+    eq8_boundary,
+    find_boundary,
+    simulate_mean_square_growth,
+)
 
 SMALL = {"runs": 100, "steps": 30}
 
@@ -127,3 +132,12 @@ def test_gradient_descent_growth_is_the_spectral_radius_squared():
     )
     radius = jnp.abs(1 - 2.5 * jnp.linalg.eigvalsh(problem.hessian)).max()
     assert found.value == pytest.approx(float(radius**2), rel=1e-3)
+
+
+def test_boundary_over_sharpness_is_that_of_each_point():
+    options = {"n": 10, "p": 1, "learning_rate": 0.5, "batch_size": 3}
+    found = boundary_over_sharpness(jax.random.key(0), **options, points=3, runs=50, steps=20)
+    np.testing.assert_allclose(found["sharpness"], [2 - 2**0.5, 2, 2 + 2**0.5])
+    expected = eq8_boundary(found["sharpness"], learning_rate=0.5, batch_size=3, n=10)
+    np.testing.assert_allclose(found["eq8"], expected, rtol=1e-10)
+    assert found["simulated_error"].shape == (3,) and (found["simulated_error"] > 0).all()
