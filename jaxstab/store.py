@@ -150,14 +150,17 @@ def load_params(path: Path | str, like: Any = None) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
 
 
-def differences(held: Any, wanted: Any, name: str = "") -> list[str]:
+def differences(held: Any, wanted: Any) -> list[str]:
     """Returns one line for each entry of two descriptions that differs."""
-    held, wanted = files.to_json(held), files.to_json(wanted)
+    return _differences(files.to_json(held), files.to_json(wanted), "")
+
+
+def _differences(held: Any, wanted: Any, name: str) -> list[str]:
     if isinstance(held, dict) and isinstance(wanted, dict):
         lines = []
         for key in [*held, *(key for key in wanted if key not in held)]:
             inner = f"{name}.{key}" if name else key
-            lines += differences(held.get(key), wanted.get(key), inner)
+            lines += _differences(held.get(key), wanted.get(key), inner)
         return lines
     numbers = isinstance(held, float) and isinstance(wanted, float)
     # the same sum in another order, on another device: far below what a change of sweep does

@@ -300,3 +300,11 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_sweep_without_a_tolerance_is_recognised(tmp_path):
+    description = {"loss_tolerance": -math.inf, "config": {"rate": math.inf}, "n": 3}
+    store.Store(tmp_path, description)
+    store.Store(tmp_path, description)
+    with pytest.raises(ValueError, match=r"config\.rate was 'inf', now 1\.0"):
+        store.Store(tmp_path, description | {"config": {"rate": 1.0}})
