@@ -45,11 +45,43 @@ def mean_std():
     return plots.mean_std(series, xlabel="x  [1]", ylabel="y  [1]", lines=lines, log_x=True)
 
 
+def marginals():
+    x = np.linspace(-2, 2, 50)
+    panels = [
+        plots.Histogram(
+            f"d = {d}",
+            np.linspace(-1, 1, 5),
+            {"Langevin": np.full(4, 0.25), "SGD": np.full(4, 0.2)},
+            x,
+            np.exp(-(x**2)),
+            {"SGD": np.full(4, 0.01)},
+        )
+        for d in range(4)
+    ]
+    return plots.marginals(panels, title="title")
+
+
+def noise():
+    sets = {"B = 1": np.linspace(-3, 3, 100), "B = 4": []}
+    return plots.noise({"first": sets, "second": sets}, names={"first": "layer 1"}, title="title")
+
+
+def groups():
+    ours = {"all": (3.0, 0.3), "top": (1.0, 0.1)}
+    return plots.groups(
+        {"natural": ours, "published": {"all": (4.0, 0.2)}},
+        ylabel="radius  [1]",
+        hollow=["published"],
+        lines=[plots.Line("one", 1.0)],
+        log_y=True,
+    )
+
+
 def dashed(axes):
     return [line for line in axes.get_lines() if line.get_linestyle() == "--"]
 
 
-@pytest.mark.parametrize("draw", [selection, edge, mean_std])
+@pytest.mark.parametrize("draw", [selection, edge, mean_std, marginals, noise, groups])
 def test_every_axis_has_a_name_with_its_unit(draw, tmp_path):
     before = dict(matplotlib.rcParams)
     figure = draw()
@@ -117,6 +149,38 @@ def test_edge_without_a_single_minimum():
 
 def test_colours_are_distinct_in_grey_and_named_once():
     assert len(set(plots.COLORS)) == len(plots.COLORS) == len(set(plots.MARKERS))
+
+
+def test_marginals_leaves_no_empty_panel():
+    assert [axes.get_title() for axes in marginals().axes] == [f"d = {d}" for d in range(4)]
+
+
+def test_groups_stand_at_their_names_and_published_ones_are_hollow():
+    figure = groups()
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["all", "top"]
+    assert figure.axes[0].lines[-1].get_markerfacecolor() != "none"
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert hollow and legend(figure) == ["one", "natural", "published"]
+
+
+def test_triangles_draw_contours_and_surfaces(tmp_path):
+    corners = np.array([[0, 0], [1, 0], [0.5, np.sqrt(0.75)], [0.5, 0.1]])
+    values = {"natural": np.array([1, 1, 1, 0.5]), "random": np.array([1, 1, 1, 0.1])}
+    figure = plots.triangles(corners, values, quantity="accuracy  [1]", limits=(0, 1))
+    surfaces = [axes for axes in figure.axes if hasattr(axes, "get_zlabel")]
+    assert [axes.get_zlabel() for axes in surfaces] == ["accuracy  [1]"] * 2
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["natural", "random"]
+    figure.savefig(tmp_path / "f.png")
+    constant = plots.triangles(corners, {"a": np.ones(4)}, quantity="accuracy  [1]")
+    constant.savefig(tmp_path / "f.png")
+
+
+def test_curves_share_the_axis_of_steps():
+    series = [plots.Series("SGD", [1, 2], [3.0, 1.0], [0.1, 0.1])]
+    figure = plots.curves({"loss  [1]": series, "accuracy  [1]": series}, xlabel="step  [1]",
+                          log_y=["loss  [1]"])  # fmt: skip
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"]
+    assert all(axes.get_xlabel() == "step  [1]" for axes in figure.axes)
 
 
 def test_pyplot_is_never_imported():

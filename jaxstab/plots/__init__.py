@@ -18,6 +18,7 @@ from jaxstab.plots.common import (
     styled,
 )
 from jaxstab.plots.escape import optimizers, outcomes, trajectories
+from jaxstab.plots.langevin import Histogram, curves, groups, marginals, noise, triangles
 from jaxstab.plots.minima import batch_size, edge, plane, selection
 from jaxstab.plots.panels import Panel, panels
 from jaxstab.plots.stability import boundary, stability_diagram, toy_escape
@@ -30,17 +31,22 @@ __all__ = [
     "NONUNIFORMITY",
     "SHARPNESS",
     "STYLE",
+    "Histogram",
     "Line",
     "Panel",
     "Series",
     "along_training",
     "batch_size",
     "boundary",
+    "curves",
     "draw_series",
     "edge",
+    "groups",
     "label_axes",
+    "marginals",
     "mean_std",
     "new_figure",
+    "noise",
     "optimizers",
     "outcomes",
     "panels",
@@ -52,4 +58,5 @@ __all__ = [
     "styled",
     "toy_escape",
     "trajectories",
+    "triangles",
 ]
