@@ -129,6 +129,6 @@ PRESETS = {
     "quick": ChainSettings(chains=512, draws=60),
     "paper": ChainSettings(chains=8192, learning_rate=0.005, burn_in=20_000, draws=400, bins=60),
     "tiny": ChainSettings(
-        dimensions=(2, 3), temperature=1.0, chains=256, burn_in=1500, draws=20, thin=100, bins=10
+        dimensions=(2,), temperature=1.0, chains=256, burn_in=1500, draws=20, thin=100, bins=10
     ),
 }

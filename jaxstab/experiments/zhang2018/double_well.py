@@ -106,6 +106,6 @@ PRESETS = {
     "quick": Settings(chains=4096, burn_in=6000, draws=60),
     "paper": Settings(chains=8192, learning_rate=0.005, burn_in=20_000, draws=400, bins=60),
     "tiny": Settings(
-        dimensions=(1, 2), temperature=1.0, chains=256, burn_in=1500, draws=20, thin=100, bins=10
+        dimensions=(2,), temperature=1.0, chains=256, burn_in=1500, draws=20, thin=100, bins=10
     ),
 }

@@ -173,7 +173,7 @@ PRESETS = {
         max_steps=1_000_000,
     ),
     "tiny": Settings(
-        n_train=30, batch_size=10, seeds=2, directions=2, resolution=0.5, loss_tolerance=0.2,
+        n_train=30, batch_size=10, seeds=1, directions=2, resolution=0.5, loss_tolerance=0.2,
         max_steps=3000,
     ),
 }  # fmt: skip
