@@ -117,7 +117,7 @@ def triangles(
             flat.text(*at, f"w{name_of}", ha="center")
         flat.set_aspect("equal")
         flat.set_axis_off()
-        flat.set_title(name, pad=16)
+        flat.set_title(name, pad=20)
         axes[1, i].remove()
         surface = figure.add_subplot(2, len(values), len(values) + i + 1, projection="3d")
         surface.plot_trisurf(mesh, np.asarray(z), cmap="viridis", vmin=low, vmax=high, lw=0)

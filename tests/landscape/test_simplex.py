@@ -4,10 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxstab import ModelLoss, data, losses, models
 from jaxstab.landscape import Reestimated, between, simplex, slice
 from jaxstab.landscape.simplex import _evaluate, barycentric
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(6)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(10)(nn.relu(x))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +80,7 @@ def test_the_area_above_a_level_is_that_of_the_triangle():
 
 def test_batch_statistics_are_frozen_or_new_at_every_point_as_chosen():
     digits = data.load("digits", n_train=16, n_test=2)
-    model = models.resnet(8, width=2)
-    x = digits.train[0]
+    model, x = Normed(), digits.train[0]
     corners = [models.initialize(model, jax.random.key(i), x[0]) for i in range(3)]
     loss = ModelLoss(model, state=models.recompute_batch_stats(model, corners[0], x))
     with pytest.raises(ValueError, match="choose batch_norm"):
