@@ -133,7 +133,7 @@ def draw(rows: pd.DataFrame, title: str) -> Any:
                 mean, std = mine.mean(), mine.std().fillna(0)
                 label = f"{dynamics}, {part}"
                 panels[ylabel].append(Series(label, mean.index, mean, std))
-    return plots.curves(panels, xlabel="step  [1]", title=title)
+    return plots.curves(panels, xlabel="step  [1]", log_y=["loss  [nats]"], title=title)
 
 
 PRESETS = {
