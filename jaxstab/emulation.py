@@ -23,14 +23,12 @@ class Format:
     """What becomes of an operand: `mantissa` stored bits, so often split off it.
 
     Attributes:
-      mantissa: bits after the leading one: 10 for TF32 and float16, 7 for bfloat16.
-      exponent: bits of the exponent; 8 is that of float32, 5 that of float16.
+      mantissa: bits after the leading one: 10 for TF32, 7 for bfloat16.
       passes: 1 keeps one rounded part; 3 keeps two, x ≈ h + l, and multiplies hh + hl + lh.
       truncate: whether bits are cut off, as tensor cores do with TF32, or rounded to nearest even.
     """
 
     mantissa: int
-    exponent: int = 8
     passes: int = 1
     truncate: bool = False
 
@@ -40,7 +38,7 @@ class Format:
             bits = lax.bitcast_convert_type(x, jnp.uint32)
             mask = jnp.uint32(0xFFFFFFFF << (23 - self.mantissa) & 0xFFFFFFFF)
             return lax.bitcast_convert_type(bits & mask, jnp.float32)
-        return lax.reduce_precision(x, self.exponent, self.mantissa)
+        return lax.reduce_precision(x, 8, self.mantissa)
 
     def multiply(self, product: Callable[..., Any], x: jax.Array, y: jax.Array) -> jax.Array:
         """Returns the bilinear `product(x, y)` as the format computes it."""
@@ -56,7 +54,6 @@ TF32 = Format(10)
 TF32_CUT = Format(10, truncate=True)
 BFLOAT16 = Format(7)
 BFLOAT16_3X = Format(7, passes=3)
-FLOAT16 = Format(10, exponent=5)
 
 # By machine: the format that float32 operands get under default, high and highest precision.
 Machine = Mapping[lax.Precision, Format]

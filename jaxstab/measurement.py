@@ -1,5 +1,6 @@
 """Sharpness and non-uniformity of any model at any point, certified: operators meet solvers."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxstab.checks import check_finite, data_size
 from jaxstab.eigen import EigenResult, Interval, lanczos
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, total_loss
+from jaxstab.precision import at
 
 QUANTITIES = ("sharpness", "nonuniformity")
 # The names of a record, in the order in which they are written.
@@ -100,6 +102,7 @@ def sharpness(
     max_matvecs: int = 200,
     v0: Params | None = None,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> EigenResult:
     """Returns a = λ_max(H), the largest *algebraic* eigenvalue of the loss's Hessian.
 
@@ -112,16 +115,20 @@ def sharpness(
       max_matvecs: Hessian-vector products that may be spent.
       v0: warm start, for example the vector of an earlier result.
       chunk_size: examples differentiated at once.
+      precision: of the Hessian-vector products that find the eigenvector, as for `jaxstab.hessian`.
+        Where it is not "highest", value, residual and lower end come from one more product at
+        "highest", and the upper end allows for the difference of the two: on a GPU or TPU a faster
+        solve with as good a value, and an interval as wide as the noise of the fast products.
 
     Returns:
       `EigenResult`; `.value` in units of 1 / step size, `.vector` shaped like `params`. Cost:
-      `.matvecs` Hessian-vector products.
+      `.matvecs` Hessian-vector products at `precision`, `.rounding.checks` at "highest".
 
     Raises:
       ValueError, TypeError: see `jaxstab.hessian` and `jaxstab.eigen.lanczos`.
     """
     check_finite("data", data)
-    operator = hessian(loss, params, data, chunk_size=chunk_size)
+    operator = hessian(loss, params, data, chunk_size=chunk_size, precision=precision)
     lanczos(tol=tol, max_matvecs=max_matvecs)  # its checks, before anything is traced
     return _largest(operator, key, v0, tol, max_matvecs)
 
@@ -131,8 +138,17 @@ def _largest(
     operator: Operator, key: jax.Array, v0: Params | None, tol: float, max_matvecs: int
 ) -> EigenResult:
     """The largest eigenvalue; what all products share is computed once, before the loop."""
-    solve = lanczos(tol=tol, max_matvecs=max_matvecs)
-    return solve(operator.prepare(), operator.params, key=key, v0=v0)
+    solve = lanczos(tol=tol, max_matvecs=max_matvecs, precision=operator.precision)
+    return solve(
+        operator.prepare(), operator.params, key=key, v0=v0, reference=reference_of(operator)
+    )
+
+
+def reference_of(operator: Operator) -> Operator | None:
+    """The operator at full precision, if its own products may be coarser."""
+    if operator.precision == "highest":
+        return None
+    return dataclasses.replace(operator, precision="highest")
 
 
 def nonuniformity(
@@ -146,6 +162,7 @@ def nonuniformity(
     max_matvecs: int = 200,
     v0: Params | None = None,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> EigenResult:
     """Returns s = √λ_max(Σ), Σ = (1/n) Σ_i H_i² − H² (Wu, Ma, E 2018, section 3).
 
@@ -154,7 +171,9 @@ def nonuniformity(
     |√λ − √θ| ≈ |λ − θ| / 2√θ); `.matvecs` counts products with Σ.
     """
     check_finite("data", data)
-    operator = hessian_variance(loss, params, data, method=method, chunk_size=chunk_size)
+    operator = hessian_variance(
+        loss, params, data, method=method, chunk_size=chunk_size, precision=precision
+    )
     lanczos(tol=tol, max_matvecs=max_matvecs)  # its checks, before anything is traced
     # A relative error 2 t of λ is a relative error t of s.
     return square_root(_largest(operator, key, v0, 2 * tol, max_matvecs))
@@ -168,14 +187,24 @@ def square_root(result: EigenResult) -> EigenResult:
         value > 0, result.residual / jnp.where(value > 0, 2 * value, 1), jnp.sqrt(result.residual)
     )
     residual = jnp.minimum(residual, jnp.sqrt(result.residual))
-    return result._replace(value=value, residual=residual, interval=Interval(lower, upper))
+    rounding = result.rounding
+    if rounding is not None:
+        slope = 1 / jnp.where(value > 0, 2 * value, 1)
+        rounding = rounding._replace(
+            allowed=jnp.minimum(slope * rounding.allowed, jnp.sqrt(rounding.allowed)),
+            seen=jnp.minimum(slope * rounding.seen, jnp.sqrt(rounding.seen)),
+        )
+    return result._replace(
+        value=value, residual=residual, interval=Interval(lower, upper), rounding=rounding
+    )
 
 
 @jax.jit
 def loss_and_gradient_norm(loss: Any, params: Params, data: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns L(θ) and ‖∇L(θ)‖; `loss` is a callable pytree."""
+    """Returns L(θ) and ‖∇L(θ)‖, in full precision; `loss` is a callable pytree."""
     n = data_size(data)
-    total, gradient = jax.value_and_grad(lambda params: total_loss(loss, params, data))(params)
+    with at("highest"):
+        total, gradient = jax.value_and_grad(lambda params: total_loss(loss, params, data))(params)
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradient)]
     return total / n, jnp.sqrt(sum(squares)) / n
 
@@ -190,6 +219,7 @@ def measure(
     max_matvecs: int = 200,
     method: str = "auto",
     chunk_size: int | None = None,
+    precision: str | None = "highest",
     sharpness_v0: Params | None = None,
     nonuniformity_v0: Params | None = None,
 ) -> Measurement:
@@ -199,7 +229,12 @@ def measure(
     """
     loss, params, data = check_problem(loss, params, data)
     keys = jax.random.split(key)
-    common: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "chunk_size": chunk_size}
+    common: dict[str, Any] = {
+        "tol": tol,
+        "max_matvecs": max_matvecs,
+        "chunk_size": chunk_size,
+        "precision": precision,
+    }
     value, gradient_norm = loss_and_gradient_norm(loss, params, data)
     if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
         raise ValueError(

@@ -23,6 +23,7 @@ import optax
 from jaxstab import checks, dispatch, store, training
 from jaxstab.callables import as_pytree
 from jaxstab.dispatch import Point
+from jaxstab.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def sweep(
     progress: Callable[[int, int, Mapping[str, Any] | None], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
     runs_per_device: int | None = None,
+    precision: str | None = "highest",
 ) -> SweepResult:
     """Trains every combination of learning rate, batch size, scale and seed, and measures a and s.
 
@@ -145,6 +147,8 @@ def sweep(
       progress: called as `progress(done, total, record)` after each run, and first with None.
       devices: devices to use; by default those of this process.
       runs_per_device: runs vmapped in each device; by default 1 on CPU and 16 elsewhere.
+      precision: of the products that measure, as for `jaxstab.measure`. Training is at whatever
+        JAX is set to. A measuring function of your own has its own.
 
     Returns:
       `SweepResult`. A run that diverged is a result like others.
@@ -169,7 +173,10 @@ def sweep(
     checks.check_params(initial)
     measuring = None if isinstance(measure, bool) else measure
     if measure is True:
-        from jaxstab.measurement import measure as measuring
+        from jaxstab.measurement import measure as standard
+
+        same = check_precision(precision) == "highest"
+        measuring = standard if same else partial(standard, precision=precision)
     mesh = dispatch.make_mesh(devices)
     if runs_per_device is None:
         runs_per_device = 1 if mesh.devices.flat[0].platform == "cpu" else 16

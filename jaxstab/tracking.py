@@ -11,9 +11,10 @@ import optax
 from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_at_least, check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
-from jaxstab.measurement import loss_and_gradient_norm, square_root
+from jaxstab.measurement import loss_and_gradient_norm, reference_of, square_root
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.variance import METHODS
+from jaxstab.precision import at, check_precision
 from jaxstab.sampling import batch_indices, take
 from jaxstab.stability.edges import preconditioned
 from jaxstab.transforms.common import check_key
@@ -71,6 +72,7 @@ class _Settings:
     certify: bool
     method: str
     chunk_size: int | None
+    precision: str | None
 
 
 @register
@@ -112,6 +114,7 @@ def tracker(
     certify: bool = False,
     method: str = "auto",
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> Tracker:
     r"""Follows the sharpness a and the non-uniformity s of a run, every so many steps.
 
@@ -149,6 +152,7 @@ def tracker(
       certify: stop when the interval is narrow, not only when the residual is small.
       method: how Σ is applied, as for `jaxstab.hessian_variance`.
       chunk_size: examples differentiated at once.
+      precision: of the products that find the eigenvectors, as for `jaxstab.sharpness`.
 
     Returns:
       A `Tracker`. Cost of a measurement: `info.matvecs` products, each a few gradients of the data;
@@ -186,6 +190,7 @@ def tracker(
         certify=bool(certify),
         method=check_name("method", method, METHODS),
         chunk_size=chunk_size,
+        precision=check_precision(precision),
     )
     check_key(key, "for several runs build the tracker inside jax.vmap over keys")
     if preconditioner is not None:
@@ -242,19 +247,31 @@ def _measure(
     """Measures everything that was asked for at `params`."""
     settings = self.settings
     key, *keys = jax.random.split(state.key, 5)
-    operator = hessian(self.loss, params, data, chunk_size=settings.chunk_size).prepare()
-    a = _solve(settings, operator, params, keys[0], state.sharpness_vector)
+    common: dict[str, Any] = {
+        "chunk_size": settings.chunk_size,
+        "precision": settings.precision,
+    }
+    whole = hessian(self.loss, params, data, **common)
+    operator = whole.prepare()
+    exact = reference_of(whole)
+    a = _solve(settings, operator, params, keys[0], state.sharpness_vector, exact)
     s = scaled = batch = None
     if settings.nonuniformity:
-        variance = hessian_variance(
-            self.loss, params, data, method=settings.method, chunk_size=settings.chunk_size
-        ).prepare()
+        variance = hessian_variance(self.loss, params, data, method=settings.method, **common)
+        last, finer = state.nonuniformity_vector, reference_of(variance)
         # A relative error 2 t of λ is a relative error t of s = √λ.
-        squared = _solve(settings, variance, params, keys[1], state.nonuniformity_vector, scale=2)
+        squared = _solve(settings, variance.prepare(), params, keys[1], last, finer, scale=2)
         s = square_root(squared)
     if self.preconditioner is not None:
-        scaled_operator = preconditioned(operator, self.preconditioner(opt_state))
-        scaled = _solve(settings, scaled_operator, params, keys[2], state.preconditioned_vector)
+        diagonal = self.preconditioner(opt_state)
+        scaled = _solve(
+            settings,
+            preconditioned(operator, diagonal),
+            params,
+            keys[2],
+            state.preconditioned_vector,
+            None if exact is None else preconditioned(exact, diagonal),
+        )
     if settings.batch_size is not None:
         batch = _batch_sharpness(
             self.loss, params, data, keys[3], settings.batch_size, settings.batches
@@ -286,7 +303,14 @@ def _measure(
 
 
 def _solve(
-    settings: _Settings, matvec: Any, like: Any, key: jax.Array, last: Any, *, scale: float = 1
+    settings: _Settings,
+    matvec: Any,
+    like: Any,
+    key: jax.Array,
+    last: Any,
+    reference: Any,
+    *,
+    scale: float = 1,
 ) -> EigenResult:
     """The largest eigenvalue, from the last vector and as much again of a random one.
 
@@ -296,10 +320,13 @@ def _solve(
     for 1.5 products more.)
     """
     solver = lanczos(
-        tol=scale * settings.tol, max_matvecs=settings.max_matvecs, certify=settings.certify
+        tol=scale * settings.tol,
+        max_matvecs=settings.max_matvecs,
+        certify=settings.certify,
+        precision=settings.precision,
     )
     if settings.certify:  # a warm start cannot certify: a random one does it for fewer products
-        return solver(matvec, like, key=key)
+        return solver(matvec, like, key=key, reference=reference)
     key, noise_key = jax.random.split(key)
     leaves, treedef = jax.tree.flatten(last)
     keys = jax.random.split(noise_key, len(leaves))
@@ -309,7 +336,8 @@ def _solve(
         leaf + (size * jax.random.normal(k, leaf.shape, accumulator_dtype(leaf))).astype(leaf.dtype)
         for leaf, k in zip(leaves, keys)
     ]
-    return solver(matvec, like, key=key, v0=jax.tree.unflatten(treedef, mixed))
+    v0 = jax.tree.unflatten(treedef, mixed)
+    return solver(matvec, like, key=key, v0=v0, reference=reference)
 
 
 def _batch_sharpness(
@@ -325,7 +353,8 @@ def _batch_sharpness(
         _, product = jax.jvp(gradient, (params,), (g,))
         return dot(g, product) / dot(g, g)
 
-    ratios = jax.lax.map(ratio, jax.random.split(key, batches))
+    with at("highest"):
+        ratios = jax.lax.map(ratio, jax.random.split(key, batches))
     used = ~jnp.isnan(ratios)
     count = jnp.sum(used)
     mean = jnp.sum(jnp.where(used, ratios, 0)) / count

@@ -72,13 +72,3 @@ def bound_offset(
     enough = jnp.sum(terms, axis=1) >= log_ratio
     first = jnp.where(jnp.any(enough), jnp.argmax(enough), _POINTS - 1)
     return jnp.where(known, candidates[first], jnp.inf)
-
-
-def rounding_allowance(eps: float, scale: jax.Array, dimension: int) -> jax.Array:
-    """How far rounding may have moved an eigenvalue of a symmetric operator: 8 ε ‖A‖.
-
-    The inner products and updates of a step err by a few ε ‖A‖. Entries below the square root of
-    the smallest number vanish when squared: an operator that small cannot be told from 0.
-    """
-    tiny = float(jnp.finfo(jnp.result_type(scale)).tiny)
-    return 8 * eps * scale + math.sqrt(dimension * tiny)

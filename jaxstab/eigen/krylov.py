@@ -49,9 +49,25 @@ def extend(
 
     Cost: one product, one reading of rows 0 … j.
     """
+    w = apply(vectors.row(basis, j))
+    return absorb(w, basis, t, j, first=first, begin=begin, scale=scale, eps=eps)
+
+
+def absorb(
+    w: Any,
+    basis: Any,
+    t: jax.Array,
+    j: Any,
+    *,
+    first: Any = 0,
+    begin: Any = None,
+    scale: jax.Array,
+    eps: float,
+    write: Any = True,
+) -> Extension:
+    """`extend` with the product w = A v_j at hand; the basis is left as it is unless `write`."""
     rows = jnp.arange(t.shape[0])
     v = vectors.row(basis, j)
-    w = apply(v)
     length = vectors.norm(w)
     alpha = vectors.dot(v, w)
     begin = jnp.maximum(j - 1, first) if begin is None else begin
@@ -63,8 +79,12 @@ def extend(
     beta = jnp.where(invariant, 0, beta)
     t = t.at[j, j].set(alpha + h[j])
     t = t.at[j, j + 1].set(beta, mode="drop").at[j + 1, j].set(beta, mode="drop")
+    direction = vectors.scale(~invariant, direction)
+    if write is not True:
+        old = vectors.row(basis, j + 1)
+        direction = jax.tree.map(lambda new, old: jnp.where(write, new, old), direction, old)
     return Extension(
-        basis=vectors.set_row(basis, j + 1, vectors.scale(~invariant, direction)),
+        basis=vectors.set_row(basis, j + 1, direction),
         t=t,
         beta=beta,
         invariant=invariant,

@@ -10,10 +10,12 @@ from jax import lax
 
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, check_name, check_positive
-from jaxstab.eigen import certificate, restarted, vectors
-from jaxstab.eigen.result import EigenResult, Interval
-from jaxstab.eigen.ritz import Ritz, read
+from jaxstab.eigen import certificate, restarted, rounding, vectors
+from jaxstab.eigen.result import EigenResult, Interval, Rounding
+from jaxstab.eigen.ritz import Ritz, read, settle
 from jaxstab.eigen.state import Options, Plan, State, make_plan
+from jaxstab.precision import check_precision
+from jaxstab.resolution import default_machine
 
 Solver = Callable[..., EigenResult]
 
@@ -27,6 +29,7 @@ def lanczos(
     basis_size: int | None = None,
     failure_probability: float = 1e-3,
     certify: bool = True,
+    precision: str | None = "highest",
 ) -> Solver:
     """Lanczos for the k largest (or smallest) algebraic eigenvalues of a symmetric operator.
 
@@ -34,29 +37,35 @@ def lanczos(
     wanted Ritz pair *and* the width of its interval are at most `tol` · |θ| (or when θ and the
     width are zero to rounding on the scale of ‖A‖), never on a change of value.
 
-    Cost: one product per step, and reading the basis once. The certificate needs about
-    log(√p / (tol · failure_probability)) / log-growth products in place of log(√p / tol); k > 1
-    and a warm start pay for one more phase, without the factor tol.
+    Cost: one product per step and one more with each final vector, which measures value, residual
+    and the error of the products (`EigenResult.rounding`); reading the basis once. The certificate
+    needs about log(√p / (tol · failure_probability)) / log-growth products in place of
+    log(√p / tol); k > 1 and a warm start pay for one more phase, without the factor tol.
 
     Args:
       k: how many eigenvalues, counted with multiplicity.
       which: "largest" or "smallest".
-      tol: relative accuracy of value and interval. The floor is about 20 machine epsilons times
-        ‖A‖/|θ|, 2e-6 in float32; below it the result is not converged, which it says.
-      max_matvecs: budget of products with the operator.
+      tol: relative accuracy of value and interval. Its floor is what rounding may do, twice
+        `result.rounding.allowed` over |θ|: 2e-6 and more in float32; below it the result is not
+        converged, which it says, and no products are spent beyond what rounding is worth.
+      max_matvecs: budget of products with the operator, without those that measure.
       basis_size: vectors kept between restarts, at least k + 4 (or p). None: 32, or as many fewer
         (at least 8) as 1 GiB holds; a restart takes up to twice that for a moment.
       failure_probability: of the uncertain end of the interval, over the random start.
       certify: if False, stop on the residuals alone. The interval is still right but may be wide,
         and a warm start may then be caught by a lower eigenvalue; to look often and cheaply.
+      precision: of matrix products inside matvec that ask for none, as for `jaxstab.hessian`.
 
     Returns:
-      `solve(matvec, like, *, key, v0=None) -> EigenResult`. `matvec` is a symmetric operator on
-      pytrees like `like` (e.g. the parameters), of which only structure, shapes and dtypes are
-      used; float32, float64, lower precision or mixed. `key` is a `jax.random` key. `v0` is a
-      vector to start from, of any length, such as the last eigenvector; a zero or non-finite one
-      is ignored. Usable inside jit, vmap and scan; compiled once for equal options, shapes and
-      tree structures, with the arrays inside `matvec` as operands if it is a registered pytree.
+      `solve(matvec, like, *, key, v0=None, reference=None) -> EigenResult`. `matvec` is a symmetric
+      operator on pytrees like `like` (e.g. the parameters), of which only structure, shapes and
+      dtypes are used; float32, float64, lower precision or mixed. `key` is a `jax.random` key. `v0`
+      is a vector to start from, of any length, such as the last eigenvector; a zero or non-finite
+      one is ignored. `reference` is the same operator with more accurate products, where those of
+      matvec are cheap and coarse: value, residual and the certain end of the interval then come
+      from k products with it, and the other end allows for the difference. Usable inside jit, vmap
+      and scan; compiled once for equal options, shapes and tree structures, with the arrays inside
+      `matvec` as operands if it is a registered pytree.
 
     Raises:
       ValueError, TypeError: at once for options out of range; when called, for integer vectors,
@@ -86,17 +95,26 @@ def lanczos(
         basis_size=basis_size,
         failure_probability=float(failure_probability),
         certify=bool(certify),
+        precision=check_precision(precision),
+        machine=default_machine(),
     )
 
     def solve(
-        matvec: Callable[[Any], Any], like: Any, *, key: jax.Array, v0: Any = None
+        matvec: Callable[[Any], Any],
+        like: Any,
+        *,
+        key: jax.Array,
+        v0: Any = None,
+        reference: Callable[[Any], Any] | None = None,
     ) -> EigenResult:
         sig = vectors.signature(like)
         if k > vectors.size(sig):
             raise ValueError(f"k = {k} eigenvalues of an operator of dimension {vectors.size(sig)}")
         if v0 is not None:
             vectors.check_same("v0", v0, vectors.structs(sig))
-        return _solve(as_pytree(matvec), key, v0, sig=sig, options=options)
+        if reference is not None:
+            reference = as_pytree(reference)
+        return _solve(as_pytree(matvec), key, v0, reference, sig=sig, options=options)
 
     return solve
 
@@ -106,12 +124,19 @@ def _solve(
     matvec: Callable[[Any], Any],
     key: jax.Array,
     v0: Any,
+    reference: Callable[[Any], Any] | None,
     *,
     sig: vectors.Signature,
     options: Options,
 ) -> EigenResult:
-    plan = make_plan(sig, options, warm=v0 is not None)
-    apply = vectors.operator(matvec, sig, options.sign)
+    traced = functools.partial(rounding.trace, sig=sig, sign=options.sign, machine=options.machine)
+    apply, resolution = traced(matvec, precision=options.precision)
+    if reference is None:
+        model = used = rounding.model(sig, resolution)
+    else:
+        exact, finer = traced(reference, precision="highest")
+        model, used = rounding.model(sig, finer), rounding.first_guess(sig, resolution)
+    plan = make_plan(sig, options, warm=v0 is not None, model=used, reference=reference is not None)
 
     def body(carry):
         if plan.restarts:
@@ -132,28 +157,42 @@ def _solve(
         jax.eval_shape(lambda s: read(plan, s), state),
     )
     state, ritz = lax.while_loop(lambda c: ~restarted.finished(plan, *c), body, (state, blank))
-    return _result(plan, state, ritz)
+    final = functools.partial(restarted.final_vector, plan, state, ritz)
+    if reference is None:
+        measured = restarted.Closing(state.quotient, state.rest, state.defect)
+    else:
+        measured = lax.map(
+            lambda i: restarted.close(state, ritz, i, final(i), exact(final(i))),
+            jnp.arange(options.k),
+        )
+        measured = measured._replace(defect=jnp.max(measured.defect))
+    ritz = settle(plan, state, ritz, measured, model)
+    vector = lax.map(lambda i: vectors.cast_like(final(i), sig), jnp.arange(options.k))
+    return _result(plan, state, ritz, vector, measured.defect, model.unit)
 
 
-def _result(plan: Plan, state: State, ritz: Ritz) -> EigenResult:
-    options = plan.options
-
-    def ritz_vector(q):
-        zero = jax.tree.map(lambda b: jnp.zeros_like(b[0]), state.basis)
-        y = vectors.subtract(zero, state.basis, -q, 0, state.filled)
-        return vectors.cast_like(vectors.unit(y)[0], plan.sig)
-
-    vector = lax.map(ritz_vector, ritz.pairs.q.T)
+def _result(
+    plan: Plan, state: State, ritz: Ritz, vector: Any, seen: jax.Array, unit: float
+) -> EigenResult:
+    options, allowed = plan.options, ritz.bounds.rounding
     missing = state.bad | ~jnp.isfinite(ritz.pairs.value)
     value = jnp.where(missing, jnp.nan, options.sign * ritz.pairs.value)
     lower = jnp.where(missing, -jnp.inf, ritz.bounds.lower)
     upper = jnp.where(state.bad, jnp.inf, ritz.bounds.upper)
     if options.sign < 0:
         lower, upper = -upper, -lower
-    residual = jnp.where(missing, jnp.nan, ritz.pairs.residual + ritz.bounds.rounding)
+    residual = jnp.where(missing, jnp.nan, ritz.pairs.residual + allowed)
     pairs = value, vector, residual, Interval(lower, upper)
     if options.k == 1:
         pairs = jax.tree.map(lambda x: x[0], pairs)
     return EigenResult(
-        *pairs, matvecs=state.matvecs, converged=ritz.decision.converged & ~state.bad
+        *pairs,
+        matvecs=state.matvecs,
+        converged=ritz.decision.converged & ~state.bad,
+        rounding=Rounding(
+            unit=jnp.asarray(unit, allowed.dtype),
+            allowed=allowed,
+            seen=seen,
+            checks=jnp.where(state.bad, state.closed, options.k).astype(jnp.int32),
+        ),
     )

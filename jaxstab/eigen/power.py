@@ -11,8 +11,9 @@ from jax import lax
 
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, check_name, check_positive
-from jaxstab.eigen import certificate, vectors
-from jaxstab.eigen.result import EigenResult, Interval
+from jaxstab.eigen import certificate, rounding, vectors
+from jaxstab.eigen.result import EigenResult, Interval, Rounding
+from jaxstab.resolution import default_machine
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class _Options:
     max_matvecs: int
     failure_probability: float
     certify: bool
+    machine: str
 
 
 class _State(NamedTuple):
@@ -35,6 +37,8 @@ class _State(NamedTuple):
     scale: jax.Array  # () largest ‖A y‖ seen
     upper: jax.Array  # ()
     rounding: jax.Array  # ()
+    asymmetry: jax.Array  # () largest |xᵀA y − yᵀA x| of vectors that followed each other
+    coupling: jax.Array  # () xᵀA y
     matvecs: jax.Array  # ()
     converged: jax.Array  # () bool
     stuck: jax.Array  # () bool: a product vanished or was not finite
@@ -89,6 +93,7 @@ def power_iteration(
         max_matvecs=int(max_matvecs),
         failure_probability=float(failure_probability),
         certify=bool(certify),
+        machine=default_machine(),
     )
 
     def solve(
@@ -106,10 +111,13 @@ def power_iteration(
 def _solve(
     matvec: Callable[[Any], Any], key: jax.Array, v0: Any, *, sig: vectors.Signature, options: Any
 ) -> EigenResult:
-    apply = vectors.operator(matvec, sig, options.sign)
+    apply, resolution = rounding.trace(
+        matvec, sig, options.sign, precision="highest", machine=options.machine
+    )
+    model = rounding.model(sig, resolution)
     state = lax.while_loop(
         lambda s: ~(s.converged | s.stuck | (s.matvecs >= options.max_matvecs)),
-        functools.partial(_step, sig, options, apply),
+        functools.partial(_step, sig, options, apply, model),
         _start(sig, options, key, v0),
     )
     bad = ~jnp.isfinite(state.scale)
@@ -125,6 +133,12 @@ def _solve(
         interval=Interval(lower, upper),
         matvecs=state.matvecs,
         converged=state.converged & ~bad,
+        rounding=Rounding(
+            unit=jnp.asarray(model.unit, state.rounding.dtype),
+            allowed=state.rounding,
+            seen=state.asymmetry,
+            checks=jnp.zeros((), jnp.int32),
+        ),
     )
 
 
@@ -144,6 +158,8 @@ def _start(sig: vectors.Signature, options: _Options, key: jax.Array, v0: Any) -
         scale=zero,
         upper=zero,
         rounding=zero,
+        asymmetry=zero,
+        coupling=zero,
         matvecs=jnp.zeros((), jnp.int32),
         converged=jnp.array(False),
         stuck=jnp.array(False),
@@ -151,7 +167,11 @@ def _start(sig: vectors.Signature, options: _Options, key: jax.Array, v0: Any) -
 
 
 def _step(
-    sig: vectors.Signature, options: _Options, apply: Callable[[Any], Any], state: _State
+    sig: vectors.Signature,
+    options: _Options,
+    apply: Callable[[Any], Any],
+    model: rounding.Model,
+    state: _State,
 ) -> _State:
     y = state.x
     w = apply(y)
@@ -159,7 +179,10 @@ def _step(
     residual = vectors.norm(vectors.add(w, -theta, y))
     scale = jnp.maximum(state.scale, vectors.norm(w))
     eps = vectors.precision(sig)
-    rounding = certificate.rounding_allowance(eps, scale, vectors.size(sig))
+    # The next vector is w + σ y: its product with y has been made from the other side.
+    crossed = state.coupling - vectors.dot(state.y, w)
+    asymmetry = jnp.maximum(state.asymmetry, jnp.where(state.matvecs > 0, jnp.abs(crossed), 0))
+    allowed = rounding.allowance(model, scale, vectors.size(sig)) + 2 * asymmetry
 
     # (A − θ) P(A) x = ν r. A start that is an eigenvector to rounding leaves nothing to find.
     exact = (state.matvecs == 0) & (residual <= 8 * eps * scale)
@@ -171,15 +194,15 @@ def _step(
     )
     roots = jnp.concatenate([theta[None], -state.shifts])
     used = jnp.arange(roots.size) <= state.matvecs
-    offset = certificate.bound_offset(roots, used, log_ratio, rounding)
+    offset = certificate.bound_offset(roots, used, log_ratio, allowed)
     top = jnp.max(jnp.where(used, roots, -jnp.inf))
-    upper = jnp.where(exact, theta, top + offset) + rounding
+    upper = jnp.where(exact, theta, top + offset) + allowed
 
     magnitude = jnp.abs(theta)
-    converged = residual + rounding <= options.tol * magnitude
+    converged = residual + allowed <= options.tol * magnitude
     if options.certify:
-        converged = converged & (upper - theta + rounding <= options.tol * magnitude)
-    converged = converged | (exact & (magnitude <= rounding))
+        converged = converged & (upper - theta + allowed <= options.tol * magnitude)
+    converged = converged | (exact & (magnitude <= allowed))
 
     shift = jnp.maximum(state.shift, -theta)
     x, length = vectors.unit(vectors.add(w, shift, y))
@@ -193,7 +216,9 @@ def _step(
         log_nu=state.log_nu + jnp.log(jnp.where(length > 0, length, 1)),
         scale=scale,
         upper=upper,
-        rounding=rounding,
+        rounding=allowed,
+        asymmetry=asymmetry,
+        coupling=vectors.dot(x, w),
         matvecs=state.matvecs + 1,
         converged=converged,
         stuck=~(jnp.isfinite(scale) & (length > 0)),

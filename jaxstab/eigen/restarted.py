@@ -41,12 +41,14 @@ class Kept(NamedTuple):
 
 def finished(plan: Plan, state: State, ritz: Ritz) -> jax.Array:
     """Whether no further product is to be spent."""
-    return ritz.decision.done | state.bad | (state.matvecs >= plan.options.max_matvecs)
+    del ritz
+    return state.bad | (state.stopping & (state.closed >= plan.closings))
 
 
 def pause(plan: Plan, state: State, ritz: Ritz) -> jax.Array:
     """Whether the basis can or should not be extended: finished, to be locked, or full."""
-    return finished(plan, state, ritz) | ritz.decision.lock | (state.filled >= plan.rows)
+    full = ritz.decision.lock | (state.filled >= plan.rows)
+    return finished(plan, state, ritz) | (full & ~state.stopping)
 
 
 def start(plan: Plan, key: jax.Array, v0: Any) -> State:
@@ -82,15 +84,85 @@ def start(plan: Plan, key: jax.Array, v0: Any) -> State:
         invariant=jnp.array(False),
         bad=jnp.array(False),
         key=key,
+        stopping=jnp.array(False),
+        closed=index,
+        quotient=jnp.zeros(options.k, dtype),
+        rest=jnp.zeros(options.k, dtype),
+        defect=zero,
     )
 
 
 def step(plan: Plan, apply: Callable[[Any], Any], carry: tuple[State, Ritz]) -> tuple[State, Ritz]:
-    """Extends the basis by one product, and looks at the Ritz values."""
-    state, _ = carry
+    """Multiplies the next vector and looks at the Ritz values, or multiplies a final vector.
+
+    Both in one place, so that the product is compiled once.
+    """
+    state, ritz = carry
+    following = vectors.row(state.basis, state.filled)
+    if not plan.closings:
+        return _extend(plan, state, apply(following), True)
+    closing, number = state.stopping, jnp.minimum(state.closed, plan.closings - 1)
+    y = final_vector(plan, state, ritz, number, closing)
+    w = apply(jax.tree.map(lambda y, v: jnp.where(closing, y, v), y, following))
+    extended, looked_at = _extend(plan, state, w, ~closing)
+    measured = close(state, ritz, number, y, w)
+    closed = state._replace(
+        basis=extended.basis,
+        closed=state.closed + 1,
+        quotient=state.quotient.at[number].set(measured.quotient),
+        rest=state.rest.at[number].set(measured.rest),
+        defect=jnp.maximum(state.defect, measured.defect),
+        bad=~jnp.isfinite(measured.quotient + measured.rest),
+    )
+    choose = lambda a, b: jnp.where(closing, a, b)  # noqa: E731
+    rest: Any = {"basis": None, "key": None}  # of each there is one
+    small = jax.tree.map(choose, closed._replace(**rest), extended._replace(**rest))
+    state = small._replace(basis=extended.basis, key=state.key)
+    return state, jax.tree.map(choose, ritz, looked_at)
+
+
+class Closing(NamedTuple):
+    """What a product with a final vector y says."""
+
+    quotient: jax.Array  # yᵀA y
+    rest: jax.Array  # ‖A y − (yᵀA y) y‖
+    defect: jax.Array  # ‖A y − what the process takes for it‖
+
+
+def final_vector(plan: Plan, state: State, ritz: Ritz, number: Any, wanted: Any = True) -> Any:
+    """Ritz vector of the wanted pair; zero, without reading the basis, where it is not wanted."""
+    q = jnp.take(ritz.pairs.q, number, axis=1)
+    zero = jax.tree.map(lambda b: jnp.zeros_like(b[0]), state.basis)
+    stop = jnp.where(wanted, jnp.minimum(state.filled, plan.rows), 0)
+    return vectors.unit(vectors.subtract(zero, state.basis, -q, 0, stop))[0]
+
+
+def close(state: State, ritz: Ritz, number: Any, y: Any, w: Any) -> Closing:
+    """Compares w = A y with what A V = V T + β v eᵀ makes of the vectors multiplied before.
+
+    For an eigenvector q of T that is θ y + β q_last v. A locked vector has its residual to spare.
+    """
+    quotient = vectors.dot(y, w)
+    value, residual, fresh = (
+        jnp.take(x, number) for x in (ritz.pairs.value, ritz.pairs.residual, ritz.pairs.fresh)
+    )
+    last = jnp.take(ritz.pairs.q, number, axis=1)[jnp.maximum(state.filled - 1, 0)]
+    last = jnp.where(fresh, state.beta * last, 0)
+    following = vectors.row(state.basis, state.filled)
+    unexplained = vectors.add(vectors.add(w, -value, y), -last, following)
+    spare = jnp.where(fresh, 0, residual) + jnp.sqrt(2 * jnp.sum(state.locked_residual**2))
+    return Closing(
+        quotient,
+        vectors.norm(vectors.add(w, -quotient, y)),
+        jnp.maximum(0, vectors.norm(unexplained) - spare),
+    )
+
+
+def _extend(plan: Plan, state: State, w: Any, write: Any) -> tuple[State, Ritz]:
+    """The basis with the product w of its next vector."""
     j = state.filled
-    new = krylov.extend(
-        apply,
+    new = krylov.absorb(
+        w,
         state.basis,
         state.t,
         j,
@@ -98,6 +170,7 @@ def step(plan: Plan, apply: Callable[[Any], Any], carry: tuple[State, Ritz]) -> 
         begin=jnp.where(j == state.arrow, state.n_locked, jnp.maximum(j - 1, state.n_locked)),
         scale=state.scale,
         eps=plan.eps,
+        write=write,
     )
     invariant = new.invariant | (j + 1 >= plan.dimension)
     beta = jnp.where(invariant, 0, new.beta)
@@ -114,7 +187,9 @@ def step(plan: Plan, apply: Callable[[Any], Any], carry: tuple[State, Ritz]) -> 
         invariant=invariant,
         bad=~(jnp.isfinite(new.t[j, j]) & jnp.isfinite(beta) & jnp.isfinite(scale)),
     )
-    return state, read(plan, state)
+    ritz = read(plan, state)
+    stopping = ritz.decision.done | (state.matvecs >= plan.options.max_matvecs)
+    return state._replace(stopping=stopping), ritz
 
 
 def restart(plan: Plan, state: State, ritz: Ritz) -> tuple[State, Ritz]:

@@ -13,6 +13,21 @@ class Interval(NamedTuple):
     upper: jax.Array  # () or (k,)
 
 
+class Rounding(NamedTuple):
+    """What floating point may have done to a result, and what it was seen to do.
+
+    `unit` is the unit roundoff of the products that value, residual and the certain end of the
+    interval rest on, read from their precision and dtypes: 2⁻²⁴ = 6e-8 for full float32, 2⁻¹⁰ for
+    TF32, 2⁻⁸ for bfloat16. `allowed` follows from it by a model (docs/formulas.md, 9), widened by
+    what the products showed of asymmetry and of non-linearity beyond that model.
+    """
+
+    unit: jax.Array  # ()
+    allowed: jax.Array  # (), units of A: widens both ends of the interval and the residual
+    seen: jax.Array  # (), units of A: how far products with the final vectors were from expected
+    checks: jax.Array  # (), int32: those products, beside `matvecs`
+
+
 class EigenResult(NamedTuple):
     """An extreme eigenvalue of a symmetric operator A, or the k most extreme ones in order.
 
@@ -26,9 +41,16 @@ class EigenResult(NamedTuple):
     - For `which="smallest"` the two ends change places: the upper one is the certain one.
     - With k > 1 the ends i bound the i-th eigenvalue, counted with multiplicity, and all the
       uncertain ends hold together with that probability.
-    - `rounding` treats the floating-point error of solver and operator as a perturbation of A: a
-      multiple of machine epsilon times ‖A‖ (of the coarsest dtype of the vectors), and what the
-      computed products showed of asymmetry. It is the floor below which `tol` cannot be met.
+    - `rounding` treats the floating-point error of solver and operator as a perturbation of A. It
+      is the floor below which `tol` cannot be met.
+
+    On which precision the certificate rests: `rounding.unit`. By default matrix products are made
+    in full float32 on every machine. Krylov products at a lower `precision` serve to find the
+    vector: value, residual and the certain end still come from products at full precision, the
+    uncertain end allows for the difference. A model that computes in bfloat16, or asks for coarse
+    products itself, is measured as it is: another function than the one on paper, and the
+    certificate is about that one. So it is at a kink (a ReLU at zero): each example is on the side
+    where float32 puts it.
 
     Unconverged results are good for what the interval says, and no more.
     """
@@ -37,8 +59,9 @@ class EigenResult(NamedTuple):
     vector: Any  # pytree like the operator's argument, unit norm; leading axis k if k > 1
     residual: jax.Array  # () or (k,), upper estimate of ‖A y − θ y‖, rounding included
     interval: Interval  # two of () or (k,)
-    matvecs: jax.Array  # (), int32, products with A that were spent
+    matvecs: jax.Array  # (), int32, products with A that were spent on finding it
     converged: jax.Array  # (), bool: residual and width of the interval are within tol · |value|
+    rounding: Rounding | None = None
 
     @property
     def summary(self) -> str:

@@ -5,13 +5,13 @@ matrix t and of those locked already, `bounds` encloses the operator's eigenvalu
 ends the process, starts a new phase or lets it go on. `read` puts them together.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxstab.eigen import certificate
+from jaxstab.eigen import certificate, rounding
 from jaxstab.eigen.state import Plan, State
 
 
@@ -39,7 +39,7 @@ class Bounds(NamedTuple):
     lower: jax.Array  # (k,)
     upper: jax.Array  # (k,)
     floor: jax.Array  # () rounding of a symmetric operator of this norm
-    rounding: jax.Array  # () the same, with the asymmetry that was seen
+    rounding: jax.Array  # () the same, with what was seen of asymmetry and non-linearity
 
 
 class Decision(NamedTuple):
@@ -64,7 +64,9 @@ def read(plan: Plan, state: State) -> Ritz:
     spectrum = active_spectrum(plan, state)
     pairs = wanted_pairs(plan, state, spectrum)
     enclosed = bounds(plan, state, spectrum, pairs)
-    return Ritz(spectrum, pairs, enclosed, decide(plan, state, pairs, enclosed))
+    # A hair more than asked for, so that measuring the result at the end does not undo it.
+    tol = 0.98 * plan.options.tol
+    return Ritz(spectrum, pairs, enclosed, decide(plan, state, pairs, enclosed, tol))
 
 
 def active_spectrum(plan: Plan, state: State) -> Spectrum:
@@ -104,31 +106,37 @@ def bounds(plan: Plan, state: State, spectrum: Spectrum, pairs: Pairs) -> Bounds
     complement of the locked vectors. Their residuals couple the two blocks, which moves an
     eigenvalue by no more than the norm of that coupling (Weyl).
     """
-    floor = certificate.rounding_allowance(plan.eps, state.scale, plan.dimension)
-    rounding = floor + 2 * state.asymmetry
+    floor = rounding.allowance(plan.model, state.scale, plan.dimension)
+    allowed = floor + 2 * state.asymmetry
+    allowed += rounding.beyond(
+        state.defect, floor, eps=plan.eps, scale=state.scale, steps=state.matvecs
+    )
     coupling = _coupling(state)
-    rest = _complement_bound(plan, state, spectrum, rounding)
+    rest = _complement_bound(plan, state, spectrum, allowed)
     exhausted = state.filled >= plan.dimension
     upper = jnp.where(exhausted, pairs.value, jnp.maximum(state.locked, rest))
     return Bounds(
-        lower=pairs.value - rounding - (coupling if plan.options.k > 1 else 0),
-        upper=upper + coupling + rounding,
+        lower=pairs.value - allowed - (coupling if plan.options.k > 1 else 0),
+        upper=upper + coupling + allowed,
         floor=floor,
-        rounding=rounding,
+        rounding=allowed,
     )
 
 
-def decide(plan: Plan, state: State, pairs: Pairs, enclosed: Bounds) -> Decision:
+def decide(plan: Plan, state: State, pairs: Pairs, enclosed: Bounds, tol: float) -> Decision:
     """Ends the process, locks the best pairs and starts a new phase, or lets it go on."""
-    options, k, tol = plan.options, plan.options.k, plan.options.tol
-    lower, upper, floor, rounding = enclosed
+    options, k = plan.options, plan.options.k
+    lower, upper, floor, allowed = enclosed
     magnitude = jnp.abs(pairs.value)
-    good = pairs.residual + rounding <= tol * magnitude
+    good = pairs.residual + allowed <= tol * magnitude
+    # Where rounding alone is above the tolerance, no more is spent than rounding is worth.
+    stalled = (pairs.residual <= allowed) & (2 * allowed > tol * magnitude)
     # Zero on the scale of ‖A‖; asymmetry that was seen is no excuse.
     null = (magnitude <= floor) & (pairs.residual <= floor)
     if options.certify:
         good = good & (upper - lower <= tol * magnitude)
         null = null & (upper - lower <= 4 * floor)
+        stalled = stalled & (upper - lower <= 8 * allowed)
     converged = pairs.complete & jnp.all(good | null)
 
     # In this phase the bound can come down on the best k values if at most the last one is new.
@@ -138,8 +146,35 @@ def decide(plan: Plan, state: State, pairs: Pairs, enclosed: Bounds) -> Decision
     settled = state.invariant & certifiable & pairs.complete
     exhausted = state.filled >= plan.dimension
     done = converged | settled | exhausted | (state.invariant & (not plan.phases))
+    done = done | (pairs.complete & jnp.all(stalled))
     lock = ~done & plan.phases & (state.invariant | (ready & ~certifiable))
     return Decision(converged, done, lock)
+
+
+def settle(plan: Plan, state: State, ritz: Ritz, measured: Any, model: Any) -> Ritz:
+    """Returns the pairs and bounds with Rayleigh quotients and residuals as they were measured.
+
+    Args:
+      plan, state, ritz: as the process ended.
+      measured: `Closing` of each vector, by products of the process or of a reference.
+      model: rounding model of those products.
+    """
+    enclosed, reference = bounds(plan, state, ritz.spectrum, ritz.pairs), plan.closings == 0
+    pairs = ritz.pairs._replace(value=measured.quotient, residual=measured.rest)
+    allowed, upper = enclosed.rounding, enclosed.upper
+    apart = _coupling(state) if plan.options.k > 1 else 0
+    if reference:
+        noise = rounding.DIFFERENCE * measured.defect
+        allowed = rounding.allowance(model, state.scale, plan.dimension)
+        upper, apart = upper + noise + allowed, apart + (noise if plan.options.k > 1 else 0)
+    enclosed = Bounds(
+        lower=measured.quotient - allowed - apart,
+        upper=jnp.maximum(upper, measured.quotient + allowed),
+        floor=rounding.allowance(model, state.scale, plan.dimension),
+        rounding=allowed,
+    )
+    decision = decide(plan, state, pairs, enclosed, plan.options.tol)
+    return ritz._replace(pairs=pairs, bounds=enclosed, decision=decision)
 
 
 def _coupling(state: State) -> jax.Array:
@@ -147,9 +182,7 @@ def _coupling(state: State) -> jax.Array:
     return jnp.sqrt(2 * jnp.sum(state.locked_residual**2))
 
 
-def _complement_bound(
-    plan: Plan, state: State, spectrum: Spectrum, rounding: jax.Array
-) -> jax.Array:
+def _complement_bound(plan: Plan, state: State, spectrum: Spectrum, least: jax.Array) -> jax.Array:
     """Upper bound on the operator's largest eigenvalue on the complement of the locked vectors."""
     options, theta = plan.options, spectrum.theta
     roots = jnp.concatenate([theta, state.dropped])
@@ -162,5 +195,5 @@ def _complement_bound(
     # One random phase certifies k = 1. With more, phase q may fail with probability δ/2^(q+1).
     share = 0.0 if options.k == 1 else (state.phase + 1) * jnp.log(2.0)
     log_ratio = state.log_nu - certificate.log_quantile(options.failure_probability) + share
-    offset = certificate.bound_offset(roots, used, log_ratio.astype(theta.dtype), rounding)
+    offset = certificate.bound_offset(roots, used, log_ratio.astype(theta.dtype), least)
     return theta[0] + jnp.where(state.invariant & state.random, 0, offset)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstab.eigen import vectors
+from jaxstab.eigen.rounding import Model
 
 _BASIS_LIMIT = 1 << 30  # bytes; a restart needs up to twice that for a moment
 _BASIS_SIZE = 32
@@ -22,6 +23,8 @@ class Options:
     basis_size: int | None
     failure_probability: float
     certify: bool
+    precision: str | None
+    machine: str
 
 
 class Plan(NamedTuple):
@@ -34,6 +37,8 @@ class Plan(NamedTuple):
     keep: int  # vectors kept at a restart, locked ones included
     phases: bool  # whether there can be a second one; if not, it is not compiled
     eps: float
+    model: Model
+    closings: int  # products of the process itself with the final vectors: k, or none
 
     @property
     def restarts(self) -> bool:
@@ -63,9 +68,16 @@ class State(NamedTuple):
     invariant: jax.Array  # () bool: the rows in use span an invariant subspace
     bad: jax.Array  # () bool: a product was not finite
     key: jax.Array
+    stopping: jax.Array  # () bool: only the final vectors are still to be multiplied
+    closed: jax.Array  # () how many of them have been
+    quotient: jax.Array  # (k,) their Rayleigh quotients yᵀA y
+    rest: jax.Array  # (k,) ‖A y − θ y‖
+    defect: jax.Array  # () largest ‖A y − what the process takes for it‖
 
 
-def make_plan(sig: vectors.Signature, options: Options, *, warm: bool) -> Plan:
+def make_plan(
+    sig: vectors.Signature, options: Options, *, warm: bool, model: Model, reference: bool
+) -> Plan:
     """The sizes for these vectors and options."""
     dimension = vectors.size(sig)
     size = options.basis_size
@@ -75,4 +87,6 @@ def make_plan(sig: vectors.Signature, options: Options, *, warm: bool) -> Plan:
     rows = min(size, dimension)
     keep = min(rows, max(options.k + 2, rows // 2))
     phases = options.k > 1 or (warm and options.certify)
-    return Plan(sig, options, dimension, rows, keep, phases, vectors.precision(sig))
+    closings = 0 if reference else options.k
+    eps = vectors.precision(sig)
+    return Plan(sig, options, dimension, rows, keep, phases, eps, model, closings)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxstab import trees
+from jaxstab.precision import at
 from jaxstab.trees import dot as dot
 from jaxstab.trees import norm as norm
 
@@ -78,12 +79,23 @@ def structs(sig: Signature) -> Any:
     return sig[0].unflatten([jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in sig[1]])
 
 
-def operator(matvec: Callable[[Any], Any], sig: Signature, sign: int) -> Callable[[Any], Any]:
+def working_structs(sig: Signature) -> Any:
+    """The same in working precision: at least float32."""
+    return jax.eval_shape(widen, structs(sig))
+
+
+def operator(
+    matvec: Callable[[Any], Any],
+    sig: Signature,
+    sign: int,
+    matmul_precision: str | None = "highest",
+) -> Callable[[Any], Any]:
     """Returns v ↦ sign · A v on vectors of working precision, checked when it is traced."""
     wanted = structs(sig)
 
     def apply(v: Any) -> Any:
-        out = matvec(jax.tree.map(lambda x, s: x.astype(s.dtype), v, wanted))
+        with at(matmul_precision):
+            out = matvec(jax.tree.map(lambda x, s: x.astype(s.dtype), v, wanted))
         check_same("matvec(v)", out, wanted)
         return jax.tree.map(lambda x, b: sign * x.astype(b.dtype), out, v)
 

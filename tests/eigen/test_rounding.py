@@ -1,0 +1,123 @@
+"""Certificates when products are coarser than float32, and when nobody says that they are."""
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import bench_precision as study
+from jaxstab import emulation
+from jaxstab.eigen import lanczos, power_iteration, rounding
+from jaxstab.resolution import Resolution
+
+KEY = jax.random.key(0)
+VALUES = np.r_[3, np.linspace(-1, 2.5, 47)]
+
+
+@pytest.fixture
+def matrix(spectrum):
+    return jnp.asarray(spectrum(VALUES), jnp.float32)
+
+
+def emulated(machine, solver, *, believed="cpu", reference=False, **options):
+    """The solver's answer for v ↦ a v on an emulated machine."""
+
+    def solve(a):
+        like, matvec = jnp.zeros(len(a)), lambda v: a @ v
+        extra = {"reference": matvec} if reference else {}
+        return solver(**options)(matvec, like, key=KEY, **extra)
+
+    with mock.patch(f"jaxstab.eigen.{solver.__module__.split('.')[-1]}.default_machine") as name:
+        name.return_value = believed
+        return emulation.emulate(solve, machine)
+
+
+def truth(a):
+    return np.linalg.eigvalsh(np.asarray(a, np.float64))[-1]
+
+
+def test_the_model_grows_with_roundoff_depth_and_terms():
+    from jaxstab.eigen import vectors
+
+    sig = vectors.signature(jnp.zeros(3))
+    plain = rounding.model(sig, Resolution(2**-24, 0, 0))
+    assert plain.factor == 16 * 2**-24
+    assert rounding.model(sig, Resolution(2**-8, 4, 0)).factor == 16 * 2**-24 + 16 * 2**-8
+    assert rounding.model(sig, Resolution(2**-24, 0, 100)).factor == 26 * 2**-24
+    coarse = vectors.signature(jnp.zeros(3, jnp.bfloat16))
+    assert rounding.model(coarse, Resolution(2**-24, 0, 0)).unit == 2**-8
+
+
+def test_solvers_ask_for_full_float32_of_any_matvec(matrix):
+    """On a machine whose default is bfloat16, with nothing said about precision."""
+    for solver in (lanczos, power_iteration):
+        result = emulated(emulation.TPU, solver, believed="tpu", max_matvecs=400)(matrix)
+        assert result.converged and result.rounding.unit == np.float32(2**-22)
+        assert abs(float(result.value) - truth(matrix)) < 1e-3 * 3
+
+
+def test_coarse_products_are_read_and_said(matrix):
+    """Left at JAX's setting and without a reference, the interval is as wide as the model."""
+    run = emulated(emulation.TPU, lanczos, believed="tpu", precision=None, tol=1e-3)
+    result = run(matrix)
+    assert result.rounding.unit == np.float32(2**-8) and not result.converged
+    assert result.rounding.allowed > 8 * 2**-8 * 2.5
+    assert result.interval.lower <= truth(matrix) <= result.interval.upper
+    assert result.matvecs < 40  # the budget of 200 buys nothing below the noise
+
+
+def test_reference_gives_value_and_lower_end(matrix):
+    """Krylov in bfloat16, three products in float32: errors of the value are quadratic."""
+    run = emulated(emulation.TPU, lanczos, believed="tpu", precision="default", reference=True)
+    result = run(matrix)
+    coarse = emulated(emulation.TPU, lanczos, believed="tpu", precision=None)(matrix)
+    true = truth(matrix)
+    assert result.rounding.checks == 1 and result.rounding.unit == np.float32(2**-22)
+    assert result.interval.lower <= true <= result.interval.upper
+    assert true - float(result.interval.lower) < 1e-4 < float(result.interval.upper) - true
+    assert abs(float(result.value) - true) < 0.2 * abs(float(coarse.value) - true)
+    assert result.rounding.seen > 1e-4  # the difference of the two kinds of products
+    assert not result.converged
+
+
+def test_products_coarser_than_they_say_widen_the_interval(matrix):
+    """The jaxpr says float32; the machine does TF32 whatever it is asked for."""
+    machine = emulation.always(emulation.TF32)
+    honest = emulated(emulation.always(emulation.FLOAT32), lanczos)(matrix)
+    silent = emulated(machine, lanczos)(matrix)
+    assert honest.converged and honest.rounding.allowed < 1e-5
+    assert silent.rounding.seen > 20 * honest.rounding.seen
+    assert not silent.converged and silent.rounding.allowed > 1e-3
+    assert silent.interval.lower <= truth(matrix) <= silent.interval.upper
+
+
+def test_several_eigenvalues_are_each_measured(matrix):
+    result = lanczos(k=3, max_matvecs=300)(
+        jax.tree_util.Partial(jnp.dot, matrix), matrix[0], key=KEY
+    )
+    assert result.converged.all() and result.rounding.checks == 3
+    np.testing.assert_allclose(result.value, np.sort(VALUES)[::-1][:3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("setting", [0, 6], ids=lambda i: study.SETTINGS[i].name)
+def test_sample_of_the_study_on_dense_spectra(setting):
+    check(study.dense(40), study.SETTINGS[setting])
+
+
+def test_sample_of_the_study_on_networks():
+    check(study.network(40, centred=False), study.SETTINGS[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", study.SETTINGS, ids=lambda s: s.name)
+@pytest.mark.parametrize("problem", study.PROBLEMS)
+def test_a_thousand_cases(problem, setting):
+    check(study.PROBLEMS[problem](1000), setting)
+
+
+def check(case, setting):
+    found = study.tally(case, study.solve(case, setting))
+    assert found.held >= 1 - 2 * study.FAILURE, found
+    assert found.converged_wrongly == 0, found
