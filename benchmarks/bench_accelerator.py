@@ -1,4 +1,8 @@
-"""On an accelerator: n = 50,000 and 60,000, with the distance to what the hardware allows."""
+"""On an accelerator: n = 50,000 and 60,000, with the distance to what the hardware allows.
+
+And what precision of products costs and gives: a and s at JAX's default, in three bfloat16 passes
+and in full float32, each against float64 on the CPU, with the time of each.
+"""
 
 import argparse
 import functools
@@ -6,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxstab as js
 from benchmarks import harness, problems
@@ -84,6 +89,64 @@ def rows_of(
     return rows
 
 
+THREE_PASSES = "BF16_BF16_F32_X3"  # an algorithm of matrix products, not of convolutions
+
+
+def truth(problem: problems.Problem, measured: Any, tol: float) -> float:
+    """a or s in float64 on the CPU."""
+    wide = lambda x: (  # noqa: E731
+        np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else np.asarray(x)
+    )
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        loss, params, data = jax.tree.map(
+            lambda x: jnp.asarray(wide(x)), (problem.loss, problem.params, problem.data)
+        )
+        result = measured(loss, params, data, key=jax.random.key(1), tol=tol, max_matvecs=500)
+    return float(result.value)
+
+
+def precision_rows(problem: problems.Problem, *, convolutions: bool, rounds: int) -> list[Row]:
+    """Seconds of a certified solve by precision, with the interval beside the float64 truth."""
+    rows = []
+    names: list[str] = ["default", "high", "highest"]
+    names += [] if convolutions else [THREE_PASSES]
+    for symbol, measured in (("a", js.sharpness), ("s", js.nonuniformity)):
+        exact = truth(problem, measured, 1e-6)
+
+        def solve(name: str, measured: Any = measured) -> Any:
+            ours = name in ("default", "high", "highest")
+            with jax.default_matmul_precision("highest" if ours else name):
+                return measured(
+                    problem.loss,
+                    problem.params,
+                    problem.data,
+                    key=jax.random.key(0),
+                    precision=name if ours else None,
+                )
+
+        timings = harness.time_in_turn(
+            {name: functools.partial(solve, name) for name in names}, rounds=rounds
+        )
+        for name in names:
+            found = solve(name)
+            low, high = map(float, found.interval)
+            rows.append(
+                Row(
+                    f"{symbol}, {name}: {problem.label}",
+                    timings[name].median,
+                    unit="s",
+                    note=f"{float(found.value):.7g} in [{low:.7g}, {high:.7g}], float64 {exact:.7g}"
+                    f" ({'inside' if low <= exact <= high else 'OUTSIDE'}); error "
+                    f"{abs(float(found.value) - exact) / exact:.1e}; {int(found.matvecs)} products "
+                    f"and {int(found.rounding.checks)} in full, unit roundoff "
+                    f"{float(found.rounding.unit):.1e}; "
+                    f"{'' if found.converged else 'not '}converged",
+                    details={"inside": low <= exact <= high, "float64": exact},
+                )
+            )
+    return rows
+
+
 def run(settings: argparse.Namespace) -> list[Row]:
     """FNN at n = 60,000 and ResNet-14 at n = 50,000; tiny shapes run anywhere."""
     tiny = settings.size == "tiny"
@@ -97,7 +160,13 @@ def run(settings: argparse.Namespace) -> list[Row]:
     fnn = {} if tiny else {"second moment": 1.0, "variance": 1.5}
     resnet = {"second moment": 1.5, "variance": 2.0}
     rows = rows_of(problems.fnn(n_fnn, tiny=tiny), chunk_fnn, peak, rounds, fnn)
+    small = problems.trained(
+        problems.fnn(16 if tiny else 1000, tiny=tiny), steps=5 if tiny else 300
+    )
+    rows += precision_rows(small, convolutions=False, rounds=rounds)
     if not tiny:
+        for make, n in ((problems.vgg, 1000), (problems.resnet14, 50)):
+            rows += precision_rows(problems.trained(make(n)), convolutions=True, rounds=rounds)
         rows += rows_of(problems.resnet14(50_000), 2_500, peak, rounds, resnet)
     return rows
 
