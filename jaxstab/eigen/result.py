@@ -78,9 +78,14 @@ class EigenResult(NamedTuple):
                 f"{status}: the operator gave NaN or infinity "
                 f"within {int(self.matvecs)} products; nothing is certified"
             )
-        advice = (
-            ": only the interval is certified; raise max_matvecs, or tol if rounding is the limit"
-        )
+        advice = ": only the interval is certified; raise max_matvecs"
+        if self.rounding is not None and np.ndim(value) == 0:
+            noise = max(float(self.rounding.allowed), float(self.rounding.seen))
+            if 8 * noise >= upper - lower:
+                advice = (
+                    ": only the interval is certified; rounding of the products is the limit, "
+                    "raise tol or their precision"
+                )
         return (
             f"{_show(value)} in [{_show(lower)}, {_show(upper)}], "
             f"residual {_show(self.residual, 2)}, {int(self.matvecs)} products, "
