@@ -6,6 +6,7 @@ and in full float32, each against float64 on the CPU, with the time of each.
 
 import argparse
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,12 +106,12 @@ def truth(problem: problems.Problem, measured: Any, tol: float) -> float:
     return float(result.value)
 
 
-def precision_rows(problem: problems.Problem, *, convolutions: bool, rounds: int) -> list[Row]:
+def precision_rows(
+    problem: problems.Problem, names: Sequence[str], measures: Mapping[str, Any], rounds: int
+) -> list[Row]:
     """Seconds of a certified solve by precision, with the interval beside the float64 truth."""
     rows = []
-    names: list[str] = ["default", "high", "highest"]
-    names += [] if convolutions else [THREE_PASSES]
-    for symbol, measured in (("a", js.sharpness), ("s", js.nonuniformity)):
+    for symbol, measured in measures.items():
         exact = truth(problem, measured, 1e-6)
 
         def solve(name: str, measured: Any = measured) -> Any:
@@ -163,10 +164,13 @@ def run(settings: argparse.Namespace) -> list[Row]:
     small = problems.trained(
         problems.fnn(16 if tiny else 1000, tiny=tiny), steps=5 if tiny else 300
     )
-    rows += precision_rows(small, convolutions=False, rounds=rounds)
-    if not tiny:
+    if tiny:
+        rows += precision_rows(small, ("default",), {"a": js.sharpness}, rounds)
+    else:
+        names, both = ("default", "high", "highest"), {"a": js.sharpness, "s": js.nonuniformity}
+        rows += precision_rows(small, (*names, THREE_PASSES), both, rounds)
         for make, n in ((problems.vgg, 1000), (problems.resnet14, 50)):
-            rows += precision_rows(problems.trained(make(n)), convolutions=True, rounds=rounds)
+            rows += precision_rows(problems.trained(make(n)), names, both, rounds)
         rows += rows_of(problems.resnet14(50_000), 2_500, peak, rounds, resnet)
     return rows
 
