@@ -21,7 +21,7 @@ def matrix(spectrum):
     return jnp.asarray(spectrum(VALUES), jnp.float32)
 
 
-def emulated(machine, solver, *, believed="cpu", reference=False, **options):
+def emulated(a, machine, solver, *, believed="cpu", reference=False, **options):
     """The solver's answer for v ↦ a v on an emulated machine."""
 
     def solve(a):
@@ -31,7 +31,7 @@ def emulated(machine, solver, *, believed="cpu", reference=False, **options):
 
     with mock.patch(f"jaxstab.eigen.{solver.__module__.split('.')[-1]}.default_machine") as name:
         name.return_value = believed
-        return emulation.emulate(solve, machine)
+        return emulation.emulate(solve, machine)(a)
 
 
 def truth(a):
@@ -53,15 +53,14 @@ def test_the_model_grows_with_roundoff_depth_and_terms():
 def test_solvers_ask_for_full_float32_of_any_matvec(matrix):
     """On a machine whose default is bfloat16, with nothing said about precision."""
     for solver in (lanczos, power_iteration):
-        result = emulated(emulation.TPU, solver, believed="tpu", max_matvecs=400)(matrix)
+        result = emulated(matrix, emulation.TPU, solver, believed="tpu", max_matvecs=400)
         assert result.converged and result.rounding.unit == np.float32(2**-22)
         assert abs(float(result.value) - truth(matrix)) < 1e-3 * 3
 
 
 def test_coarse_products_are_read_and_said(matrix):
     """Left at JAX's setting and without a reference, the interval is as wide as the model."""
-    run = emulated(emulation.TPU, lanczos, believed="tpu", precision=None, tol=1e-3)
-    result = run(matrix)
+    result = emulated(matrix, emulation.TPU, lanczos, believed="tpu", precision=None)
     assert result.rounding.unit == np.float32(2**-8) and not result.converged
     assert result.rounding.allowed > 8 * 2**-8 * 2.5
     assert result.interval.lower <= truth(matrix) <= result.interval.upper
@@ -70,9 +69,9 @@ def test_coarse_products_are_read_and_said(matrix):
 
 def test_reference_gives_value_and_lower_end(matrix):
     """Krylov in bfloat16, three products in float32: errors of the value are quadratic."""
-    run = emulated(emulation.TPU, lanczos, believed="tpu", precision="default", reference=True)
-    result = run(matrix)
-    coarse = emulated(emulation.TPU, lanczos, believed="tpu", precision=None)(matrix)
+    coarse = emulated(matrix, emulation.TPU, lanczos, believed="tpu", precision=None)
+    options = {"precision": "default", "reference": True}
+    result = emulated(matrix, emulation.TPU, lanczos, believed="tpu", **options)
     true = truth(matrix)
     assert result.rounding.checks == 1 and result.rounding.unit == np.float32(2**-22)
     assert result.interval.lower <= true <= result.interval.upper
@@ -85,8 +84,8 @@ def test_reference_gives_value_and_lower_end(matrix):
 def test_products_coarser_than_they_say_widen_the_interval(matrix):
     """The jaxpr says float32; the machine does TF32 whatever it is asked for."""
     machine = emulation.always(emulation.TF32)
-    honest = emulated(emulation.always(emulation.FLOAT32), lanczos)(matrix)
-    silent = emulated(machine, lanczos)(matrix)
+    honest = emulated(matrix, emulation.always(emulation.FLOAT32), lanczos)
+    silent = emulated(matrix, machine, lanczos)
     assert honest.converged and honest.rounding.allowed < 1e-5
     assert silent.rounding.seen > 20 * honest.rounding.seen
     assert not silent.converged and silent.rounding.allowed > 1e-3
