@@ -106,11 +106,10 @@ def bounds(plan: Plan, state: State, spectrum: Spectrum, pairs: Pairs) -> Bounds
     complement of the locked vectors. Their residuals couple the two blocks, which moves an
     eigenvalue by no more than the norm of that coupling (Weyl).
     """
-    floor = rounding.allowance(plan.model, state.scale, plan.dimension)
+    scale = _scale(state, spectrum)
+    floor = rounding.allowance(plan.model, scale, plan.dimension)
     allowed = floor + 2 * state.asymmetry
-    allowed += rounding.beyond(
-        state.defect, floor, eps=plan.eps, scale=state.scale, steps=state.matvecs
-    )
+    allowed += rounding.beyond(state.defect, floor, eps=plan.eps, scale=scale, steps=state.matvecs)
     coupling = _coupling(state)
     rest = _complement_bound(plan, state, spectrum, allowed)
     exhausted = state.filled >= plan.dimension
@@ -160,21 +159,28 @@ def settle(plan: Plan, state: State, ritz: Ritz, measured: Any, model: Any) -> R
       model: rounding model of those products.
     """
     enclosed, reference = bounds(plan, state, ritz.spectrum, ritz.pairs), plan.closings == 0
+    own = rounding.allowance(model, _scale(state, ritz.spectrum), plan.dimension)
     pairs = ritz.pairs._replace(value=measured.quotient, residual=measured.rest)
     allowed, upper = enclosed.rounding, enclosed.upper
     apart = _coupling(state) if plan.options.k > 1 else 0
     if reference:
         noise = rounding.DIFFERENCE * measured.defect
-        allowed = rounding.allowance(model, state.scale, plan.dimension)
+        allowed = own
         upper, apart = upper + noise + allowed, apart + (noise if plan.options.k > 1 else 0)
     enclosed = Bounds(
         lower=measured.quotient - allowed - apart,
         upper=jnp.maximum(upper, measured.quotient + allowed),
-        floor=rounding.allowance(model, state.scale, plan.dimension),
+        floor=own,
         rounding=allowed,
     )
     decision = decide(plan, state, pairs, enclosed, plan.options.tol)
     return ritz._replace(pairs=pairs, bounds=enclosed, decision=decision)
+
+
+def _scale(state: State, spectrum: Spectrum) -> jax.Array:
+    """Lower bound of ‖A‖: products and Ritz values so far."""
+    active = jnp.arange(spectrum.theta.size) < spectrum.active
+    return jnp.maximum(state.scale, jnp.max(jnp.where(active, jnp.abs(spectrum.theta), 0)))
 
 
 def _coupling(state: State) -> jax.Array:
