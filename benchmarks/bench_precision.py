@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import jaxstab as js
 from benchmarks import harness
@@ -126,7 +127,7 @@ def network(cases: int, *, centred: bool, steps: int = 60) -> Case:
 def _network_truth(operands: Any, centred: bool) -> np.ndarray:
     def one(operands: Any) -> jax.Array:
         params, data = operands
-        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        flat, unravel = ravel_pytree(params)
         each = jax.vmap(
             lambda example: jax.hessian(lambda p: _network_loss(unravel(p), example))(flat)
         )(data)

@@ -100,11 +100,13 @@ def test_several_eigenvalues_are_each_measured(matrix):
     np.testing.assert_allclose(result.value, np.sort(VALUES)[::-1][:3], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [0, 6], ids=lambda i: study.SETTINGS[i].name)
 def test_sample_of_the_study_on_dense_spectra(setting):
     check(study.dense(40), study.SETTINGS[setting])
 
 
+@pytest.mark.slow
 def test_sample_of_the_study_on_networks():
     check(study.network(40, centred=False), study.SETTINGS[2])
 
