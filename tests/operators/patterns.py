@@ -93,7 +93,7 @@ def tied_embedding() -> Written:
         h = jnp.take(p["E"], tokens, axis=0, mode="clip") + p["positions"][:3]
         h = jnp.tanh(h @ p["w"]) @ p["w"].T
         logits = jax.nn.log_softmax(h @ p["E"].T)
-        drop = jnp.take(2.0 * p["E"], tokens, axis=0, mode="fill", fill_value=0.0)
+        drop = jnp.take(2.0 * p["E"], tokens, axis=0, mode="fill", fill_value=1.0)
         return jnp.sum(drop**2) - jnp.mean(jnp.take_along_axis(logits, tokens[:1, None] % 6, 1))
 
     params = {"E": normal(0, 6, 4), "w": normal(1, 4, 4), "positions": normal(2, 5, 4)}
