@@ -44,9 +44,7 @@ class Registry(MutableMapping[str, "Experiment"]):
         if name not in self._loaded:
             module, source, summary = self.listings[name]
             loaded = importlib.import_module(module)
-            self._loaded[name] = getattr(loaded, "EXPERIMENT", None) or Experiment(
-                name, source, summary, loaded.run, loaded.PRESETS
-            )
+            self._loaded[name] = Experiment(name, source, summary, loaded.run, loaded.PRESETS)
         return self._loaded[name]
 
     def __setitem__(self, name: str, experiment: "Experiment") -> None:

@@ -15,7 +15,8 @@ from jaxstab.measurement import QUANTITIES, Measurement
 from jaxstab.stability.criteria import box, verdict
 
 # A run that is stopped while it still oscillates at the edge, or while it leaves, can end this far
-# outside a bound, relative. Further out, a minimum is a reason to look for an error.
+# outside a bound, relative. Further out, a minimum is a reason to look for an error; closer to a
+# bound than this, linear theory cannot be asked for more than a tie.
 SLACK = 0.05
 CONVERGED = "converged"
 

@@ -85,12 +85,6 @@ class Context:
         folder = name.replace("/", "_").replace(",", "+").replace(" ", "-")
         return Context(self.out / folder, progress, self.data_dir)
 
-    def save(self, figure: Figure, name: str) -> Path:
-        """Writes a figure to `out/name.png` and returns the path."""
-        path = self.out / f"{name}.png"
-        figure.savefig(path, dpi=150)
-        return path
-
     def remember(self, name: str, compute: Callable[[], T]) -> T:
         """Returns `compute()`, or what it returned when this step was finished before.
 

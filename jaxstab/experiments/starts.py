@@ -17,6 +17,7 @@ import pandas as pd
 from jaxstab import checks, dispatch, files, plots, sweeps, training
 from jaxstab.experiments import tables
 from jaxstab.experiments.claims import Claim, claim
+from jaxstab.experiments.minima import SLACK
 from jaxstab.experiments.problems import Problem
 from jaxstab.experiments.protocol import Context, Outcome
 from jaxstab.experiments.settings import (
@@ -33,9 +34,6 @@ from jaxstab.experiments.tables import Column, Table
 from jaxstab.measurement import Measurement, measure, sharpness
 from jaxstab.stability import escape, verdict
 
-# Closer than this to a bound, relative, the linear theory cannot be asked for more than a tie: GD
-# that trained to its edge oscillates about it by a few per cent (edge of stability).
-EDGE = 0.05
 AGREEMENT = 0.9  # of the predictions, for the claim to hold
 BY = "start"  # runs from one start are not independent
 KEPT = ("status", "loss", "sharpness", "nonuniformity", "train_accuracy", "test_accuracy")
@@ -119,7 +117,7 @@ def predict(start: Start, settings: TrialSettings) -> list[dict[str, Any]]:
                 row |= {f"start_{name}": getattr(told, name), f"{name}_bound": bound}
                 row |= {f"{name}_margin": getattr(told, f"{name}_margin")}
             margins = told.sharpness_margin, told.nonuniformity_margin
-            row |= {"at_the_edge": min(map(abs, margins)) < EDGE}
+            row |= {"at_the_edge": min(map(abs, margins)) < SLACK}
             row |= {"verdict": told.status, "basis": told.basis, "n": problem.n}
             row |= {"predicted_growth": out.growth, "predicted_steps": out.steps}
             predictions.append(row)
@@ -312,7 +310,7 @@ def agreement(rows: pd.DataFrame) -> list[Claim]:
               f"{len(left)} runs that were predicted to leave and did",
               bootstrap(left, lambda some: some["sooner"].median(), by=BY), "<", 0.1),
         claim("predictions", "a and s of the start tell which runs leave it",
-              f"fraction of right predictions of {len(told)} runs that are more than {EDGE:.0%} "
+              f"fraction of right predictions of {len(told)} runs that are more than {SLACK:.0%} "
               "from a bound and long enough to tell, over starts",
               fraction(told, "right", by=BY), ">=", AGREEMENT),
         claim("times", "runs leave sooner where linear theory gives a higher rate",
@@ -373,5 +371,5 @@ def confusion(rows: pd.DataFrame) -> Table:
         lines.append(line)
     names = [*escape.OUTCOMES, *(f"{outcome}, far" for outcome in escape.OUTCOMES)]
     columns = [Column("verdict", "prediction"), *map(Column, names)]
-    note = f"far: more than {EDGE:.0%} from either bound"
+    note = f"far: more than {SLACK:.0%} from either bound"
     return Table("confusion", pd.DataFrame(lines), columns, note=note)

@@ -15,8 +15,6 @@ from jaxstab.checks import check_name
 from jaxstab.experiments import REGISTRY, protocol
 from jaxstab.experiments.protocol import execute
 
-TINY = [name for name in REGISTRY if "tiny" in REGISTRY[name].presets]
-
 
 @dataclass
 class Finished:
@@ -29,7 +27,7 @@ class Finished:
     kept: dict[Path, int]
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=list(REGISTRY))
 def finished(request, tmp_path_factory):
     experiment = REGISTRY[request.param]
     settings = experiment.presets["tiny"]
@@ -115,7 +113,7 @@ def test_listing_and_presets(name):
     listing = REGISTRY.listings[name]
     assert (experiment.name, experiment.source) == (name, listing.source)
     assert experiment.summary == listing.summary and "\n" not in listing.summary
-    assert set(experiment.presets) >= {"quick", "paper"}
+    assert set(experiment.presets) >= {"quick", "paper", "tiny"}
     assert len({type(settings) for settings in experiment.presets.values()}) == 1
     for preset in experiment.presets:
         settings = experiment.settings(preset)

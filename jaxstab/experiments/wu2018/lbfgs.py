@@ -20,6 +20,7 @@ from jaxstab.checks import check_batch_size
 from jaxstab.eigen import lanczos
 from jaxstab.experiments import problems, starts, tables
 from jaxstab.experiments.claims import Claim, claim
+from jaxstab.experiments.minima import SLACK
 from jaxstab.experiments.problems import Problem
 from jaxstab.experiments.protocol import Context, Outcome
 from jaxstab.experiments.settings import parse_batch_size, seed_range, setting
@@ -29,7 +30,6 @@ from jaxstab.experiments.tables import Column, Table
 from jaxstab.operators import hessian
 from jaxstab.stability import edges
 
-TOLERANCE = 0.05  # beyond an edge by more than this, relative, counts as outside
 B1, B2, DECAY, EPS = 0.9, 0.999, 0.99, 1e-8
 
 
@@ -177,7 +177,7 @@ def claims(found: pd.DataFrame, rows: pd.DataFrame) -> list[Claim]:
         claim("adaptive-condition",
               "Adam and RMSProp end where λ_max(D⁻¹H) is below their edge",
               f"largest ratio of λ_max(D⁻¹H) to the edge of {len(adaptive)} minima",
-              adaptive.max(), "<=", 1, within=TOLERANCE),
+              adaptive.max(), "<=", 1, within=SLACK),
         claim("leave-lbfgs",
               "GD and SGD with a large learning rate leave the minimum of L-BFGS",
               f"runs that left, of {len(rows)}, of which {unstable.sum()} were predicted to leave",
