@@ -39,6 +39,7 @@ Words:
 from jaxstab.operators.covariance import gradient_covariance
 from jaxstab.operators.gauss_newton import gauss_newton_difference
 from jaxstab.operators.hessian import hessian, per_example_hessian
+from jaxstab.operators.outputs import output_factors, per_example_sharpness
 from jaxstab.operators.statistics import (
     directional_curvatures,
     gradient_covariance_trace,
@@ -58,7 +59,9 @@ __all__ = [
     "hessian_frobenius",
     "hessian_second_moment",
     "hessian_variance",
+    "output_factors",
     "per_example_gradient_norms",
     "per_example_hessian",
     "per_example_hessian_norms",
+    "per_example_sharpness",
 ]

@@ -111,27 +111,45 @@ class GaussNewtonChunk(NamedTuple):
     sandwich: jax.Array
 
 
-def _make(split: Split, params: Params, chunk: Any) -> GaussNewtonChunk:
-    """Linearises one chunk."""
+def flat_outputs(split: Split, params: Params, chunk: Any) -> jax.Array:
+    """Returns the outputs f_i(θ) of one chunk, (b, k)."""
 
-    def outputs(params: Params) -> jax.Array:
-        def single(example: Any) -> jax.Array:
-            leaves = jax.tree.leaves(params), jax.tree.leaves(example)
-            return evaluate(split.body.program, *leaves)
+    def single(example: Any) -> jax.Array:
+        leaves = jax.tree.leaves(params), jax.tree.leaves(example)
+        return evaluate(split.body.program, *leaves).reshape(-1)
 
-        return jax.vmap(single)(chunk)
+    return jax.vmap(single)(chunk)
 
-    f, linear = jax.linearize(outputs, params)
-    n, k = f.shape[0], split.outputs
+
+def example_curvatures(split: Split, f: jax.Array, chunk: Any) -> jax.Array:
+    """Returns A_i = ∂²c_i/∂f² at the outputs f, (b, k), of one chunk: (b, k, k)."""
+    shape, _ = _output_aval(split)
 
     def head(f: jax.Array, example: Any) -> jax.Array:
         return evaluate(split.head, [f.reshape(shape)], jax.tree.leaves(example))
 
-    shape = f.shape[1:]
-    curvature = jax.vmap(jax.hessian(head))(f.reshape(n, k), chunk)
-    basis = jnp.broadcast_to(jnp.eye(k, dtype=f.dtype).reshape(k, 1, *shape), (k, n, *shape))
+    return jax.vmap(jax.hessian(head))(f, chunk)
+
+
+def example_grams(split: Split, params: Params, chunk: Any) -> jax.Array:
+    """Returns J_i J_iᵀ of one chunk, (b, k, k), from the factors of the k outputs."""
+    n, k, (shape, dtype) = data_size(chunk), split.outputs, _output_aval(split)
+    basis = jnp.broadcast_to(jnp.eye(k, dtype=dtype).reshape(k, 1, *shape), (k, n, *shape))
     outputs_at = [linearise(split.body, params, chunk, basis[o]) for o in range(k)]
-    gram = _output_gram(split.body, outputs_at)
+    return _output_gram(split.body, outputs_at)
+
+
+def _output_aval(split: Split) -> tuple[tuple[int, ...], Any]:
+    program = split.body.program
+    aval = program.avals[program.output]  # type: ignore[index]  # a value, as it moves with θ
+    return aval.shape, aval.dtype
+
+
+def _make(split: Split, params: Params, chunk: Any) -> GaussNewtonChunk:
+    """Linearises one chunk."""
+    f, linear = jax.linearize(lambda params: flat_outputs(split, params, chunk), params)
+    curvature = example_curvatures(split, f, chunk)
+    gram = example_grams(split, params, chunk)
     return GaussNewtonChunk(linear, curvature, curvature @ gram @ curvature)
 
 
