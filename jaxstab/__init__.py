@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what the names below are, for type checkers and editors
         hessian_variance,
         per_example_hessian,
     )
-    from jaxstab.stability import Verdict, verdict
+    from jaxstab.stability import Verdict, lyapunov_exponent, mean_square_threshold, verdict
     from jaxstab.sweeps import sweep
     from jaxstab.tracking import tracker
     from jaxstab.training import train
@@ -56,7 +56,7 @@ _HOMES = {
         "hessian_variance",
         "per_example_hessian",
     ),
-    "jaxstab.stability": ("Verdict", "verdict"),
+    "jaxstab.stability": ("Verdict", "lyapunov_exponent", "mean_square_threshold", "verdict"),
     "jaxstab.sweeps": ("sweep",),
     "jaxstab.tracking": ("tracker",),
     "jaxstab.training": ("train",),
@@ -76,6 +76,8 @@ __all__ = [
     "hessian_variance",
     "landscape",
     "losses",
+    "lyapunov_exponent",
+    "mean_square_threshold",
     "measure",
     "models",
     "nonuniformity",

@@ -16,11 +16,15 @@ from jaxstab.stability.growth import (
     one_step_operator,
     sufficient_learning_rate,
 )
+from jaxstab.stability.lyapunov import LyapunovExponent, lyapunov_exponent
+from jaxstab.stability.threshold import MeanSquareThreshold, mean_square_threshold
 
 __all__ = [
     "Box",
     "LearningRateLimit",
+    "LyapunovExponent",
     "Margins",
+    "MeanSquareThreshold",
     "Verdict",
     "boundary",
     "box",
@@ -29,7 +33,9 @@ __all__ = [
     "escape",
     "exact",
     "linearized",
+    "lyapunov_exponent",
     "margins",
+    "mean_square_threshold",
     "one_step_growth",
     "one_step_operator",
     "sufficient_learning_rate",

@@ -8,16 +8,27 @@ Source: Wu, Ma, E, "How SGD selects the global minima", NeurIPS 2018 ("the paper
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
 from jaxstab.checks import check_at_least, check_batch_size, check_name, check_positive
+from jaxstab.stability.findings import (
+    Finding,
+    chain_finding,
+    exponent_finding,
+    growth_finding,
+    nonuniformity_finding,
+    sharpness_finding,
+    threshold_finding,
+)
 
 if TYPE_CHECKING:
     from jaxstab.eigen.result import EigenResult, Interval
     from jaxstab.measurement import Measurement
+    from jaxstab.stability.lyapunov import LyapunovExponent
+    from jaxstab.stability.threshold import MeanSquareThreshold
 
 LOSS_KINDS = ("squared", "cross_entropy", "kl")
 
@@ -153,7 +164,8 @@ class Verdict:
     """What the linear theory says about SGD at a measured minimum.
 
     `status` is "stable", "unstable" or "undecided". `basis` says how much that is worth:
-    "theorem" for the linearised dynamics, "criterion" when it follows eq. 9 of the paper, which in
+    "theorem" for the linearised dynamics, "estimate" when it follows a computed threshold or
+    exponent short of its certified end, "criterion" when it follows eq. 9 of the paper, which in
     more than one dimension is necessary for the sufficient condition eq. 8, or "none".
     """
 
@@ -172,10 +184,15 @@ class Verdict:
     learning_rate: float
     batch_size: int
     n: int
+    statement: str = ""
+    """Where the exact threshold or the exponent was given: "stable in mean square", "unstable in
+    mean square, stable almost surely (bursts)", "unstable in mean square" or "unstable almost
+    surely"; else empty."""
 
     def __str__(self) -> str:
         how = {
             "theorem": " (a theorem for the linearised dynamics)",
+            "estimate": " (by a computed value, short of its certified end)",
             "criterion": " (by the criterion of eq. 9)",
             "none": "",
         }[self.basis]
@@ -183,70 +200,13 @@ class Verdict:
             f"{self.status}{how} at learning rate {self.learning_rate:g}, "
             f"batch size {self.batch_size} of {self.n}"
         )
+        head += f": {self.statement}" if self.statement else ""
         return "\n".join([head, *(f"  - {reason}" for reason in self.reasons)])
-
-
-class _Finding(NamedTuple):
-    """One comparison: where the number lies and in what words.
-
-    The side is "inside", "outside", "unclear", or "doubt": eq. 8 is known to fail or, where it is
-    an equivalence, not known to hold, so that lying inside the box is not enough.
-    """
-
-    side: str
-    basis: str
-    text: str
-
-
-def _compare(name: str, symbol: str, result: "EigenResult", bound: float, formula: str) -> _Finding:
-    """Compares a certified eigenvalue with an upper bound of eq. 9."""
-    value, converged = float(result.value), bool(result.converged)
-    lower, upper = float(result.interval.lower), float(result.interval.upper)
-    known = f"{name} {symbol} = {value:.5g} in [{lower:.5g}, {upper:.5g}]"
-    if math.isinf(bound):
-        return _Finding("inside", "theorem", f"{known}: no bound at B = n (gradient descent)")
-    if not (math.isfinite(value) and lower <= upper):
-        return _Finding("unclear", "none", f"{known} is not a number to judge by")
-    by = f"{abs(value / bound - 1):.2%}"
-    limit = f"{formula} = {bound:.5g}"
-    # A Rayleigh quotient bounds the eigenvalue from below whether the solver converged or not.
-    if lower > bound:
-        note = "" if converged else ", though not converged (the value is a lower bound)"
-        return _Finding("outside", "criterion", f"{known} is above {limit} by {by}{note}")
-    if not converged:
-        text = f"{known} has not converged, so it cannot be placed below {limit}"
-        return _Finding("unclear", "none", text + ": raise max_matvecs")
-    if upper <= bound:
-        return _Finding("inside", "criterion", f"{known} is below {limit} by {by}")
-    text = f"{known} straddles {limit}: measure with a smaller tol"
-    return _Finding("unclear", "none", text)
-
-
-def _sharpness_finding(result: "EigenResult", bound: float) -> _Finding:
-    """Compares a with 0 and with 2/η; outside is a theorem, as E x grows without limit."""
-    found = _compare("sharpness", "a", result, bound, "2/eta")
-    if found.side == "outside":
-        return found._replace(basis="theorem", text=found.text + ": the mean iterate diverges")
-    if float(result.interval.upper) < 0 and bool(result.converged):
-        return _Finding("outside", "theorem", "sharpness a < 0: a maximum, not a minimum")
-    return found
-
-
-def _nonuniformity_finding(result: "EigenResult", bound: float) -> _Finding:
-    """Compares s with its bound; outside means that eq. 8 fails."""
-    found = _compare("non-uniformity", "s", result, bound, "sqrt(1/pi(B))/eta")
-    if found.side == "outside":
-        text = found.text + (
-            ": eq. 8 fails, some direction grows in mean square in one step; with more than one "
-            "parameter this is the criterion of the paper, not a proof of escape"
-        )
-        return found._replace(text=text)
-    return found
 
 
 def _one_parameter_finding(
     sharpness: "EigenResult", nonuniformity: "EigenResult", eta: float, pi: float
-) -> _Finding:
+) -> Finding:
     """Eq. 8 for p = 1, where it is sufficient and necessary: (1 - η a)² + η² π s² ≤ 1."""
     a = (float(sharpness.interval.lower), float(sharpness.interval.upper))
     s = (float(nonuniformity.interval.lower), float(nonuniformity.interval.upper))
@@ -256,51 +216,37 @@ def _one_parameter_finding(
     upper = max(growth_along(x, s[1] ** 2, **options) for x in a)
     text = f"one parameter: E x^2 multiplies by a factor in [{lower:.5g}, {upper:.5g}] each step"
     if lower > 1:
-        return _Finding("outside", "theorem", text)
+        return Finding("outside", "theorem", text)
     if upper <= 1 and bool(sharpness.converged) and bool(nonuniformity.converged):
-        return _Finding("inside", "theorem", text)
-    return _Finding("doubt", "none", text + ", not settled by this measurement")
+        return Finding("inside", "theorem", text)
+    return Finding("doubt", "none", text + ", not settled by this measurement")
 
 
-def _growth_finding(growth: "EigenResult", slack: float) -> _Finding:
-    """Eq. 8 by its eigenvalue, which proves stability and, for p > 1, never instability."""
-    lower, upper = float(growth.interval.lower), float(growth.interval.upper)
-    text = f"eq. 8: its largest eigenvalue is in [{lower:.6g}, {upper:.6g}]"
-    if not bool(growth.converged):
-        return _Finding("unclear", "none", text + ", not converged")
-    if upper <= 1:
-        return _Finding("inside", "theorem", text + ": E |x|^2 never grows")
-    if lower > 1 + slack:
-        text += ": eq. 8 fails; it is sufficient, so this alone is no proof of escape"
-        return _Finding("doubt", "none", text)
-    # Along flat directions the eigenvalue is exactly 1, and where training stopped just short of a
-    # minimum slightly more: no numerical upper bound is at most 1 there.
-    text += f": E |x|^2 grows at most by a factor {upper:.6g} each step"
-    return _Finding("unclear", "none", text)
+def _statement(mean_square: list[Finding], exponent: list[Finding]) -> str:
+    """Which of the three kinds of stability it is, as far as it is known."""
+    typical = exponent[0].side if exponent else ""
+    if typical == "outside":
+        return "unstable almost surely"
+    side = mean_square[0].side if mean_square else ""
+    if side == "outside":
+        return "unstable in mean square" + (
+            ", stable almost surely (bursts)" if typical == "decays" else ""
+        )
+    return "stable in mean square" if side == "inside" else ""
 
 
-def _threshold_finding(threshold: "Interval", eta: float) -> _Finding:
-    """The exact mean-square threshold, known between two bounds: an equivalence for PSD H_i."""
-    lower, upper = float(threshold.lower), float(threshold.upper)
-    text = f"mean-square threshold on the learning rate in [{lower:.5g}, {upper:.5g}]"
-    if eta > upper:
-        return _Finding("outside", "theorem", text + ": E |x|^2 diverges")
-    if eta <= lower:
-        return _Finding("inside", "theorem", text + ": E |x|^2 stays bounded")
-    return _Finding("unclear", "none", text + f" straddles eta = {eta:g}")
-
-
-def _combine(box_findings: list[_Finding], exact: list[_Finding]) -> tuple[str, str]:
+def _combine(box_findings: list[Finding], exact: list[Finding]) -> tuple[str, str]:
     """Returns status and basis: what is exact decides where it can, then the box of eq. 9.
 
-    A theorem outranks a criterion; a proof of stability by eq. 8 or by the exact threshold
-    implies a ≤ 2/η, so two theorems cannot contradict each other.
+    A theorem outranks an estimate, and that a criterion; a proof of stability by eq. 8 or by the
+    exact threshold implies a ≤ 2/η, so two theorems cannot contradict each other.
     """
     everything = box_findings + exact
-    for side, status in (("outside", "unstable"), ("inside", "stable")):
-        pool = everything if side == "outside" else exact
-        if any(f.side == side and f.basis == "theorem" for f in pool):
-            return status, "theorem"
+    for basis in ("theorem", "estimate"):
+        for side, status in (("outside", "unstable"), ("inside", "stable")):
+            pool = everything if side == "outside" else exact
+            if any(f.side == side and f.basis == basis for f in pool):
+                return status, basis
     if any(f.side == "outside" for f in box_findings):
         return "unstable", "criterion"
     if any(f.side == "unclear" for f in box_findings) or any(f.side == "doubt" for f in exact):
@@ -323,7 +269,8 @@ def verdict(
     replacement: bool = False,
     loss_kind: str = "squared",
     growth: "EigenResult | None" = None,
-    threshold: "Interval | None" = None,
+    threshold: "MeanSquareThreshold | Interval | None" = None,
+    exponent: "LyapunovExponent | None" = None,
     growth_slack: float = 1e-2,
     loss_left_tol: float = 1e-3,
 ) -> Verdict:
@@ -333,7 +280,10 @@ def verdict(
 
     - a > 2/η: unstable, a theorem; the mean iterate diverges, whatever the batch size.
     - eq. 8 by its eigenvalue (`growth`) at most 1: stable in mean square, a theorem.
-    - learning rate on one side of the exact mean-square `threshold`: a theorem for PSD H_i.
+    - learning rate on one side of the exact mean-square `threshold`: a theorem for PSD H_i. With
+      the result of `mean_square_threshold` the whole chain of bounds is printed in order.
+    - almost-sure `exponent` above 0: unstable in almost every run; below 0 where the mean square
+      diverges: rare bursts carry it, and a typical run stays.
     - one parameter: eq. 8 is sufficient and necessary, so the verdict is exact.
     - s above its bound: eq. 8 fails. More than one parameter: the paper's criterion, no proof.
     - inside the box of eq. 9: "stable" by the paper's criterion, a necessary condition of eq. 8.
@@ -350,7 +300,9 @@ def verdict(
       replacement: whether batches are drawn with replacement.
       loss_kind: "squared", "cross_entropy" or "kl".
       growth: largest eigenvalue of eq. 8 from `one_step_growth` at this η and B.
-      threshold: lower and upper bounds of the exact threshold from `exact`.
+      threshold: from `mean_square_threshold`, computed for this B among others; or lower and upper
+        bounds of the exact threshold from `exact`.
+      exponent: from `lyapunov_exponent` at this η and B.
       growth_slack: how far above 1 `growth` may be before it casts doubt on a point in the box.
       loss_left_tol: the point counts as a minimum if |g|²/(2a), the loss that one gradient step
         still gains in the quadratic model, is at most this (units of the loss).
@@ -364,16 +316,29 @@ def verdict(
     pi = variance_factor(n, batch_size, replacement)
     a, s = measurement.sharpness, measurement.nonuniformity
     in_box = [
-        _sharpness_finding(a, bounds.sharpness),
-        _nonuniformity_finding(s, bounds.nonuniformity),
+        sharpness_finding(a, bounds.sharpness),
+        nonuniformity_finding(s, bounds.nonuniformity),
     ]
     exact = []
     if sum(np.size(leaf) for leaf in jax.tree.leaves(a.vector)) == 1:
         exact.append(_one_parameter_finding(a, s, learning_rate, pi))
     if growth is not None:
-        exact.append(_growth_finding(growth, growth_slack))
+        exact.append(growth_finding(growth, growth_slack))
+    mean_square, typical = [], []
     if threshold is not None:
-        exact.append(_threshold_finding(threshold, learning_rate))
+        if hasattr(threshold, "bounds"):
+            chain = cast("MeanSquareThreshold", threshold)
+            if (chain.n, chain.replacement) != (n, replacement):
+                raise ValueError(
+                    f"the threshold is for n = {chain.n}, replacement {chain.replacement}; "
+                    f"the verdict for n = {n}, {replacement}"
+                )
+            mean_square.append(chain_finding(chain, learning_rate, batch_size))
+        else:
+            mean_square.append(threshold_finding(cast("Interval", threshold), learning_rate))
+    if exponent is not None:
+        typical.append(exponent_finding(exponent))
+    exact += mean_square + typical
     status, basis = _combine(in_box, exact)
     warnings = []
     left = _loss_left(float(a.value), float(measurement.gradient_norm))
@@ -402,4 +367,5 @@ def verdict(
         learning_rate=float(learning_rate),
         batch_size=int(batch_size),
         n=n,
+        statement=_statement(mean_square, typical) if status != "undecided" else "",
     )

@@ -1,13 +1,22 @@
 """The box of eq. 9, margins and verdicts, on hand-made measurements."""
 
+import dataclasses
 import itertools
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from jaxstab.stability import box, margins, variance_factor, verdict
+from jaxstab.stability import (
+    LyapunovExponent,
+    MeanSquareThreshold,
+    box,
+    margins,
+    variance_factor,
+    verdict,
+)
 
 
 class Span(NamedTuple):
@@ -210,3 +219,83 @@ def test_one_parameter_with_a_interval_across_one_over_eta():
     across = Eigen(1.9, Span(1.9, 2.1), True, np.zeros(1))
     found = Measured(across, certified(math.sqrt(4 * 0.999), p=1))
     assert verdict(found, learning_rate=0.5, batch_size=1).status == "undecided"
+
+
+def known_threshold(**changes):
+    """A chain as `mean_square_threshold` gives it, at B = 4 and B = n = 1,000."""
+    chain = {"sharpest example": 0.8, "eq. 8": 0.9, "eq. 27": 2.0, "eq. 17": 6.0, "2/a": 6.5}
+    fields = {
+        "batch_sizes": np.array([4, 1000]),
+        "value": np.array([1.8, 6.5]),
+        "interval": Span(np.array([0.9, 6.5]), np.array([1.85, 6.5])),
+        "converged": np.array([True, True]),
+        "bounds": {name: np.array([bound, 6.5]) for name, bound in chain.items()},
+        "n": 1000,
+        "replacement": False,
+    }
+    unused = dict.fromkeys(
+        f.name for f in dataclasses.fields(MeanSquareThreshold) if f.name not in fields
+    )
+    return MeanSquareThreshold(**{**unused, **fields, **changes})
+
+
+def known_exponent(value):
+    return LyapunovExponent(value, 0.001, 0.001, np.zeros(2), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "eta, gamma, status, basis, statement, words",
+    [
+        (0.5, None, "stable", "theorem", "stable in mean square", "below sharpest example"),
+        (0.85, None, "stable", "theorem", "stable in mean square", "below eq. 8"),
+        (1.5, None, "stable", "estimate", "stable in mean square", "above its certified end 0.9"),
+        (1.82, None, "stable", "criterion", "", r"within \[0.9, 1.85\]"),
+        (1.9, None, "unstable", "theorem", "unstable in mean square", "above exact"),
+        (
+            2.1, -0.1, "unstable", "theorem",
+            "unstable in mean square, stable almost surely (bursts)", "above eq. 27",
+        ),
+        (2.1, 0.1, "unstable", "theorem", "unstable almost surely", "almost every run grows"),
+        (2.1, 0.0, "unstable", "theorem", "unstable in mean square", "not told apart from 0"),
+    ],
+)  # fmt: skip
+def test_verdict_by_the_chain_of_bounds(eta, gamma, status, basis, statement, words):
+    exponent = None if gamma is None else known_exponent(gamma)
+    found = verdict(
+        Measured(certified(0.3), certified(0.5), 1000),
+        learning_rate=eta,
+        batch_size=4,
+        threshold=known_threshold(),
+        exponent=exponent,
+    )
+    assert (found.status, found.basis, found.statement) == (status, basis, statement)
+    assert re.search(words, str(found))
+    order = ["sharpest example", "eq. 8", "exact", "eq. 27", "eq. 17", "2/a"]
+    places = [str(found).index(f"{name} ") for name in order]
+    assert places == sorted(places)
+
+
+def test_an_unconverged_threshold_decides_nothing_between_its_ends():
+    loose = known_threshold(converged=np.array([False, True]))
+    found = verdict(
+        Measured(certified(0.3), certified(0.5), 1000),
+        learning_rate=1.5,
+        batch_size=4,
+        threshold=loose,
+    )
+    assert (found.basis, found.statement) == ("criterion", "")
+
+
+def test_a_threshold_of_another_problem_is_refused():
+    with pytest.raises(ValueError, match="the threshold is for n = 1000"):
+        verdict(
+            Measured(certified(0.3), certified(0.5), 500),
+            learning_rate=1.0, batch_size=4, threshold=known_threshold(),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="no threshold for batch size 7"):
+        verdict(
+            Measured(certified(0.3), certified(0.5), 1000),
+            learning_rate=1.0,
+            batch_size=7,
+            threshold=known_threshold(),
+        )
