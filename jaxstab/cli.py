@@ -20,7 +20,7 @@ from jaxstab.names import check_name
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-COMMANDS = ("list", "run", "sweep", "measure", "report")
+COMMANDS = ("list", "run", "sweep", "measure", "map", "report")
 SWEEP_SUMMARY = "train a grid of learning rates and batch sizes and place its minima in eq. 9"
 TRACEBACK = "JAXSTAB_TRACEBACK"
 _SETTING = "setting "
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else argv
         _check_names(words)
         given = build_parser(words).parse_args(words)
-        if argv is None and given.handler in (command_run, command_measure):
+        if argv is None and given.handler in (command_run, command_measure, command_map):
             _use_all_cores()
         return given.handler(given)
     except SystemExit as stop:  # argparse has printed its message
@@ -106,6 +106,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         _add_run_options(sweep, SWEEP, required=("learning_rates", "batch_sizes"))
 
     _add_measure(commands)
+    _add_map(commands)
     report = commands.add_parser("report", help="write one HTML page for an output folder")
     report.add_argument("folder", type=Path, help="output folder of a run or of a sweep")
     report.set_defaults(handler=command_report)
@@ -122,22 +123,39 @@ def _add_run_options(
     add_settings(parser, experiment.presets["quick"], required=required)
 
 
-def _add_measure(commands: Any) -> None:
-    measure = commands.add_parser("measure", help="measure a and s at a checkpoint")
-    add = measure.add_argument
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder of a run of a sweep, or its params")
     add("--dataset", required=True, help="data set")
     add("--model", required=True, help="model")
     add("--loss", default="squared", help="squared (default), cross_entropy or kl")
     add("--classes", nargs="+", default=[], help="classes of the data set; all by default")
-    whole, number = _worded(int), _worded(float)
-    add("--n-train", type=whole, metavar="N", default=1000, help="training examples (1000)")
+    add("--n-train", type=_worded(int), metavar="N", default=1000, help="training examples (1000)")
+    add("--data-dir", type=Path, help="folder of prepared TFDS data")
+
+
+def _add_measure(commands: Any) -> None:
+    measure = commands.add_parser("measure", help="measure a and s at a checkpoint")
+    _add_checkpoint(measure)
+    add, whole, number = measure.add_argument, _worded(int), _worded(float)
     add("--tol", type=number, default=1e-3, help="relative accuracy (1e-3)")
     add("--max-matvecs", type=whole, metavar="N", default=1000, help="products for each (1000)")
     add("--learning-rate", type=number, help="for a verdict, with --batch-size")
     add("--batch-size", help="for a verdict, with --learning-rate; n is the whole data set")
-    add("--data-dir", type=Path, help="folder of prepared TFDS data")
     measure.set_defaults(handler=command_measure)
+
+
+def _add_map(commands: Any) -> None:
+    text = "learning rates that can hold a checkpoint, by batch size, with all bounds"
+    parser = commands.add_parser("map", help=text, description=text)
+    _add_checkpoint(parser)
+    add = parser.add_argument
+    sizes = ("1", "4", "10", "25", "100", "n")
+    add("--batch-sizes", nargs="+", default=sizes, help="batch sizes (1 4 10 25 100 n)")
+    add("--tol", type=_worded(float), default=1e-2, help="change that counts as converged (1e-2)")
+    add("--max-rank", type=_worded(int), metavar="N", help="dimension to stop at (400)")
+    add("--out", type=Path, default=Path("runs/map"), help="folder of the figure (runs/map)")
+    parser.set_defaults(handler=command_map)
 
 
 def add_settings(
@@ -267,18 +285,13 @@ def command_run(given: argparse.Namespace) -> int:
     return 0
 
 
-def command_measure(given: argparse.Namespace) -> int:
-    """Prints a and s at stored parameters, and the verdict if learning rate and batch are given."""
+def _load_checkpoint(given: argparse.Namespace) -> tuple[Any, Any]:
+    """Returns the problem and the stored parameters that the options name."""
     import jax
 
     from jaxstab import store
     from jaxstab.experiments import problems
-    from jaxstab.experiments.settings import batch_sizes_for, parse_batch_size
-    from jaxstab.measurement import measure
-    from jaxstab.stability.criteria import verdict
 
-    if (given.learning_rate is None) != (given.batch_size is None):
-        raise ValueError("a verdict needs both --learning-rate and --batch-size")
     problem = problems.load_problem(
         given.dataset,
         given.model,
@@ -291,6 +304,20 @@ def command_measure(given: argparse.Namespace) -> int:
     folder = folder / "params" if (folder / "params").is_dir() else folder
     like = jax.eval_shape(problem.init, jax.random.key(0), 1.0)
     params = problems.check_like(store.load_params(folder), like, folder)
+    return problem, params
+
+
+def command_measure(given: argparse.Namespace) -> int:
+    """Prints a and s at stored parameters, and the verdict if learning rate and batch are given."""
+    import jax
+
+    from jaxstab.experiments.settings import batch_sizes_for, parse_batch_size
+    from jaxstab.measurement import measure
+    from jaxstab.stability.criteria import verdict
+
+    if (given.learning_rate is None) != (given.batch_size is None):
+        raise ValueError("a verdict needs both --learning-rate and --batch-size")
+    problem, params = _load_checkpoint(given)
     key = jax.random.key(0)
     found = measure(
         problem.loss,
@@ -310,6 +337,50 @@ def command_measure(given: argparse.Namespace) -> int:
         print(
             verdict(found, learning_rate=given.learning_rate, batch_size=size, loss_kind=given.loss)
         )
+    return 0
+
+
+def command_map(given: argparse.Namespace) -> int:
+    """Prints the learning rates that can hold a checkpoint at every batch size; draws them."""
+    import jax
+    import numpy as np
+
+    from jaxstab import plots
+    from jaxstab.experiments.settings import batch_sizes_for, parse_batch_size
+    from jaxstab.measurement import measure
+    from jaxstab.stability import box, mean_square_threshold
+
+    problem, params = _load_checkpoint(given)
+    train, key = problem.dataset.train, jax.random.key(0)
+    sizes = sorted(
+        set(batch_sizes_for([parse_batch_size(b) for b in given.batch_sizes], len(train[0])))
+    )
+    options = {"batch_sizes": sizes, "tol": given.tol, "max_rank": given.max_rank}
+    found = mean_square_threshold(problem.loss, params, train, key=key, **options)
+    measured = measure(problem.loss, params, train, key=key)
+    print(found)
+    # Eq. 9 as a learning rate: both bounds are proportional to 1/η.
+    unit = np.array([box(1.0, size, found.n) for size in sizes])
+    of = np.array([float(measured.sharpness.value), float(measured.nonuniformity.value)])
+    bounds = {**found.bounds, "eq. 9": np.min(unit / of, axis=1)}
+    print("eq. 9  " + "  ".join(f"B {b}: {x:.5g}" for b, x in zip(sizes, bounds["eq. 9"])))
+    for size, shares in zip(sizes, found.shares):
+        top = np.argsort(-shares)[:3]
+        listed = ", ".join(f"{i} ({shares[i]:.0%})" for i in top)
+        print(f"B {size}: examples with the largest share in the growth at the edge: {listed}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    figure = plots.stability_map(
+        batch_sizes=sizes,
+        value=found.value,
+        lower=found.interval.lower,
+        upper=found.interval.upper,
+        bounds=bounds,
+        n=found.n,
+        title=f"Learning rates that can hold {given.checkpoint.name}",
+    )
+    path = given.out / "map.png"
+    path.write_bytes(plots.png(figure))
+    print(path)
     return 0
 
 

@@ -214,6 +214,20 @@ def test_measure_agrees_with_the_sweep(swept, capsys):
     assert f"train accuracy {record['train_accuracy']:.2%}" in printed
 
 
+def test_map_shows_the_chain_at_every_batch_size(swept, tmp_path, capsys):
+    folder = next((swept / "sweep" / "runs").glob("B10-*"))
+    words = f"map --checkpoint {folder} --dataset digits --model fnn-small --n-train 40"
+    more = ["--batch-sizes", "4", "n", "--max-rank", "60", "--out", str(tmp_path)]
+    assert cli.main([*words.split(), *more]) == 0
+    printed = capsys.readouterr().out
+    head, four, whole = printed.splitlines()[:3]
+    assert head.split("  ")[0] == "" and "sharpest example" in head and "2/a" in head
+    chain = [float(x) for x in four.replace("NOT CONVERGED", "").split()[1:]]
+    assert chain == sorted(chain) and len(chain) == 6
+    assert whole.split()[0] == "40" and "eq. 9" in printed and "largest share" in printed
+    assert (tmp_path / "map.png").stat().st_size > 0
+
+
 def test_measure_refuses_what_does_not_fit(swept, tmp_path, capsys):
     assert measure(swept, model="fnn")[0] == cli.EXIT_USER_ERROR
     assert "does not hold parameters of this model" in capsys.readouterr().err

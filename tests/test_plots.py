@@ -77,11 +77,19 @@ def groups():
     )
 
 
+def stability_map():
+    bounds = {"eq. 8": [0.5, 2.0], "2/a": [2.0, 2.0], "none": [np.inf, np.inf]}
+    ends = {"lower": [0.5, 2.0], "upper": [1.1, 2.0]}
+    return plots.stability_map(batch_sizes=[1, 10], value=[1, 2], bounds=bounds, n=10, **ends)
+
+
 def dashed(axes):
     return [line for line in axes.get_lines() if line.get_linestyle() == "--"]
 
 
-@pytest.mark.parametrize("draw", [selection, edge, mean_std, marginals, noise, groups])
+@pytest.mark.parametrize(
+    "draw", [selection, edge, mean_std, marginals, noise, groups, stability_map]
+)
 def test_every_axis_has_a_name_with_its_unit(draw, tmp_path):
     before = dict(matplotlib.rcParams)
     figure = draw()

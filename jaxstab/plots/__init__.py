@@ -22,6 +22,7 @@ from jaxstab.plots.langevin import Histogram, curves, groups, marginals, noise, 
 from jaxstab.plots.minima import batch_size, edge, plane, selection
 from jaxstab.plots.panels import Panel, panels
 from jaxstab.plots.stability import boundary, stability_diagram, toy_escape
+from jaxstab.plots.thresholds import stability_map
 from jaxstab.plots.training import along_training
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "published_series",
     "selection",
     "stability_diagram",
+    "stability_map",
     "styled",
     "toy_escape",
     "trajectories",
