@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,8 +128,7 @@ def test_a_repeated_call_only_reads(tmp_path):
     assert second.records == first.records
     for record in first.records:
         a, b = first.load_params(record), second.load_params(record)
-        assert jax.tree.structure(a) == jax.tree.structure(b)
-        jax.tree.map(np.testing.assert_array_equal, a, b)
+        chex.assert_trees_all_equal(a, b)
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,9 +108,7 @@ def test_between_measurements_everything_says_so():
     np.testing.assert_array_equal(state.sharpness_vector["in"], before.sharpness_vector["in"])
     state, info = tracked.update(state, w, data)
     assert info.measured and info.sharpness.converged
-    assert jax.tree.structure(state) == jax.tree.structure(before)
-    types = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
-    assert types == [(x.shape, x.dtype) for x in jax.tree.leaves(before)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
 
 
 def diagonal_loss(w, x):
