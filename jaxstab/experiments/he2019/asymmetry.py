@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from jaxstab import landscape, plots
+from jaxstab.experiments import tables
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.he2019.solutions import (
     KINDS,
     PAPER,
     TINY,
+    WHOLE,
     Networks,
     NetworkSettings,
     over_seeds,
@@ -28,10 +30,11 @@ from jaxstab.experiments.tables import Column, Table
 
 @dataclass(frozen=True)
 class Settings(NetworkSettings):
-    """Directions and the thresholds of definition 1."""
+    """Directions, the thresholds of definition 1, and whether to measure the solutions."""
 
     directions: int = setting(6, "directions of each kind")
     ratio: float = setting(2.0, "c of definition 1")
+    measured: bool = setting(True, "measure a and s of every solution")
     extent: float = setting(0.25, "smallest r − ζ that counts, as a fraction of the reach")
 
 
@@ -40,7 +43,9 @@ def run(settings: Settings, context: Context) -> Outcome:
     networks = Networks.load(settings, context)
     found: list[dict[str, Any]] = []
     lines: dict[Any, Any] = {}
+    minima = []
     for seed, step in over_seeds(settings, context, partial(look, networks)):
+        minima.append({"seed": seed} | step.get("minimum", {}))
         for kind in KINDS:
             line = restored(step[kind]["line"])
             lines.setdefault(kind, line)
@@ -48,7 +53,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     table = pd.DataFrame(found)
     return Outcome(
         rows=table,
-        tables=[summary(table)],
+        tables=[summary(table)] + ([solutions(minima)] if settings.measured else []),
         claims=claims(table, settings),
         figures={"asymmetry": draw(lines)},
     )
@@ -57,9 +62,11 @@ def run(settings: Settings, context: Context) -> Outcome:
 def look(networks: Networks, seed: int) -> dict[str, Any]:
     """Slices with slopes, and derivatives at the bottom, of one solution; as plain numbers."""
     s = networks.settings
-    params, _ = networks.first_phase(seed)
+    params = networks.solution(seed)
     key = jax.random.fold_in(jax.random.key(seed), 3)  # the same for all kinds: paired controls
-    step = {}
+    step: dict[str, Any] = {}
+    if s.measured:
+        step["minimum"] = networks.measure(params, jax.random.fold_in(key, 1))
     for kind in KINDS:
         us = landscape.directions(params, kind=kind, key=key, count=s.directions)
         near = landscape.derivatives(
@@ -125,6 +132,18 @@ def summary(found: pd.DataFrame) -> Table:
     return Table("asymmetry", pd.DataFrame(lines), columns, note=note)
 
 
+def solutions(minima: list[dict[str, Any]]) -> Table:
+    """One line a seed: the symmetric view of the same points."""
+    columns = [
+        tables.SEED,
+        tables.LOSS,
+        Column("gradient_norm", format=".1e"),
+        Column("sharpness", "a", "1/step size", spread="interval"),
+        Column("nonuniformity", "s", "1/step size", spread="interval"),
+    ]
+    return Table("solutions", pd.DataFrame(minima), columns, note="statistics of batch norm frozen")
+
+
 def claims(found: pd.DataFrame, settings: Settings) -> list[Claim]:
     """What the paper says of its directions, as it came out here."""
     wide = found.pivot_table(index="seed", columns="kind", values="asymmetric", aggfunc="mean")
@@ -173,7 +192,7 @@ def draw(lines: dict[str, Any]) -> Any:
 
 
 PRESETS = {
-    "quick": Settings(seeds=3, evaluated=200, positions=25),
+    "quick": Settings(**WHOLE | {"positions": 25}, seeds=3, directions=5),
     "paper": Settings(**PAPER, directions=20, seeds=3),
     "tiny": Settings(**TINY, directions=2),
 }

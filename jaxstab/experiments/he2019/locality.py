@@ -13,6 +13,7 @@ from jaxstab.experiments.claims import claim
 from jaxstab.experiments.he2019.solutions import (
     PAPER,
     TINY,
+    WHOLE,
     Networks,
     NetworkSettings,
     over_seeds,
@@ -74,7 +75,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 def look(networks: Networks, seed: int) -> dict[str, Any]:
     """Slices of one solution and its neighbours, as plain numbers."""
     s = networks.settings
-    params, _ = networks.first_phase(seed)
+    params = networks.solution(seed)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3))
     one = landscape.directions(params, kind="uniform_positive", key=keys[0])
     u = jax.tree.map(lambda x: x[0], one)
@@ -136,7 +137,7 @@ def draw(lines: dict[float, Any]) -> Any:
 
 
 PRESETS = {
-    "quick": Settings(evaluated=200, neighbours=8),
+    "quick": Settings(**WHOLE, neighbours=8),
     "paper": Settings(**PAPER, neighbours=100, distances=(1.0, 5.0), seeds=3),
     "tiny": Settings(**TINY, neighbours=2),
 }

@@ -13,6 +13,7 @@ from jaxstab.experiments.claims import claim
 from jaxstab.experiments.he2019.solutions import (
     PAPER,
     TINY,
+    WHOLE,
     Networks,
     NetworkSettings,
     over_seeds,
@@ -85,7 +86,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def look(networks: Networks, seed: int) -> dict[str, Any]:
     """Slices of one solution, as plain numbers."""
-    params, _ = networks.first_phase(seed)
+    params = networks.solution(seed)
     key = jax.random.fold_in(jax.random.key(seed), 3)
     count = networks.settings.directions
     step = {}
@@ -130,7 +131,7 @@ def draw(curves: dict[str, Any], shifts: np.ndarray, example: Any) -> Any:
 
 
 PRESETS = {
-    "quick": Settings(seeds=3, positions=41, directions=3),
+    "quick": Settings(**WHOLE | {"positions": 41}, seeds=3, directions=3),
     "paper": Settings(**PAPER, directions=20, seeds=3),
     "tiny": Settings(**TINY | {"positions": 11}, directions=2),
 }

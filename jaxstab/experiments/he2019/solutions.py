@@ -16,6 +16,7 @@ from jaxstab.experiments import problems
 from jaxstab.experiments.protocol import Context
 from jaxstab.experiments.settings import ProblemSettings, seed_range, setting
 from jaxstab.landscape import Reestimated, Slice
+from jaxstab.measurement import measure
 from jaxstab.training import train
 
 KINDS = ("uniform_positive", "leaf_sign_flipped", "sign_flipped", "uniform", "gaussian")
@@ -61,6 +62,7 @@ PAPER: dict[str, Any] = {
     "reach": 20.0,
     "positions": 201,
 }
+WHOLE: dict[str, Any] = {"n_train": 400, "epochs": 60, "swa_start": 34, "evaluated": 0}
 TINY: dict[str, Any] = {
     "model": "fnn-small",
     "n_train": 40,
@@ -114,6 +116,10 @@ class Networks:
         optimizer = _sgd((s.second_learning_rate,) * 2 + (1,), s.momentum, s.weight_decay)
         return self._train(optimizer, params, seed, 2, s.second_epochs, None).params
 
+    def solution(self, seed: int) -> Any:
+        """A solution of SGD: both phases, so that the slope has died down."""
+        return self.second_phase(self.first_phase(seed)[0], seed)
+
     def _steps(self, batch_size: int | None) -> int:
         return -(-self.problem.n // (batch_size or self.settings.batch_size))
 
@@ -158,6 +164,14 @@ class Networks:
     def statistics(self) -> Any:
         """The policy of every slice here."""
         return Reestimated(self.slice_data[0], STATISTICS_BATCH) if self.normed else None
+
+    def measure(self, params: Any, key: jax.Array) -> dict[str, Any]:
+        """a and s on the data of the slices, statistics of batch norm frozen at `params`."""
+        loss, data = self.problem.loss, self.slice_data
+        if self.normed:
+            loss = self.statistics(loss, params)
+        options = {"tol": 1e-2, "chunk_size": self.settings.chunk_size}
+        return measure(loss, params, data, key=key, **options).to_record()
 
     def interpolate(self, first: Any, second: Any) -> Slice:
         """The slice through two solutions, at 0 and 1, as the paper draws it: t from −2 to 3."""
