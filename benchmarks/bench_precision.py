@@ -162,8 +162,12 @@ def solve(case: Case, setting: Setting, *, tol: float = TOL, max_matvecs: int = 
 
     keys = jax.random.split(jax.random.key(2), len(case.truth))
     with mock.patch("jaxstab.eigen.lanczos.default_machine", lambda: setting.believed):
-        run = emulation.emulate(jax.vmap(one), setting.machine)
-        return jax.tree.map(np.asarray, jax.jit(run)(case.operands, keys))
+        run = jax.jit(emulation.emulate(one, setting.machine))
+        found = [
+            jax.device_get(run(jax.tree.map(lambda x, i=i: x[i], case.operands), key))
+            for i, key in enumerate(keys)
+        ]
+    return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
 class Tally(NamedTuple):

@@ -128,14 +128,16 @@ def decide(plan: Plan, state: State, pairs: Pairs, enclosed: Bounds, tol: float)
     lower, upper, floor, allowed = enclosed
     magnitude = jnp.abs(pairs.value)
     good = pairs.residual + allowed <= tol * magnitude
-    # Where rounding alone is above the tolerance, no more is spent than rounding is worth.
-    stalled = (pairs.residual <= allowed) & (2 * allowed > tol * magnitude)
+    # No more is spent than rounding is worth: no interval is narrower than three allowances.
+    hopeless = 2 * allowed > tol * magnitude
+    stalled = (pairs.residual <= allowed) & hopeless
     # Zero on the scale of ‖A‖; asymmetry that was seen is no excuse.
     null = (magnitude <= floor) & (pairs.residual <= floor)
     if options.certify:
         good = good & (upper - lower <= tol * magnitude)
         null = null & (upper - lower <= 4 * floor)
-        stalled = stalled & (upper - lower <= 8 * allowed)
+        enough = jnp.where(hopeless, 8, 3.3) * allowed
+        stalled = (pairs.residual <= allowed) & (upper - lower <= enough)
     converged = pairs.complete & jnp.all(good | null)
 
     # In this phase the bound can come down on the best k values if at most the last one is new.
