@@ -47,10 +47,10 @@ class EigenResult(NamedTuple):
     On which precision the certificate rests: `rounding.unit`. By default matrix products are made
     in full float32 on every machine. Krylov products at a lower `precision` serve to find the
     vector: value, residual and the certain end still come from products at full precision, the
-    uncertain end allows for the difference. A model that computes in bfloat16, or asks for coarse
-    products itself, is measured as it is: another function than the one on paper, and the
-    certificate is about that one. So it is at a kink (a ReLU at zero): each example is on the side
-    where float32 puts it.
+    uncertain end allows for the difference by an estimate. A model that computes in bfloat16, or
+    asks for coarse products itself, is measured as it is: another function than the one on paper,
+    and the certificate is about that one. So it is at a kink (a ReLU at zero): each example is on
+    the side where float32 puts it.
 
     Unconverged results are good for what the interval says, and no more.
     """

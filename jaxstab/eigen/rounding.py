@@ -20,8 +20,8 @@ eigenvalue by more than its norm, which is taken to be
   counts, so a right model is not widened.
 
 Where Krylov's products are coarser than those of a `reference`, the difference of the two on the
-final vector takes the place of the model, four times: with a factor of two, one interval in a
-hundred was too narrow for networks of few examples in bfloat16.
+final vector takes the place of the model, four times. It is an estimate, not a bound: a ReLU that
+rounding puts on its other side may change A in a direction that this vector does not see.
 """
 
 import math
