@@ -77,9 +77,14 @@ def read_structure(loss: Any, params: Params, data: Any) -> Structure:
     return structure_of(read_program(loss, params, example), params, example)
 
 
-def structure_of(program: Program, params: Params, example: Any) -> Structure:
-    """Returns the structure of a program, whose output may be an array."""
-    program, common = split_common(program)
+def structure_of(
+    program: Program, params: Params, example: Any, *, split: bool = True
+) -> Structure:
+    """Returns the structure of a program, whose output may be an array.
+
+    What the parameters alone add to a loss is split off; of a model's output it is a part.
+    """
+    program, common = split_common(program) if split else (program, None)
     structure = Structure(program, common, find_uses(program))
     found: list[Block] = []
 

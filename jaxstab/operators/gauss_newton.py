@@ -90,7 +90,7 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     head = dataclasses.replace(program, equations=rest, params=(output,))
     if _is_linear(head, program.avals[output], example):
         raise ValueError(_NO_OUTPUTS)
-    return Split(structure_of(body, params, example), head, size)
+    return Split(structure_of(body, params, example, split=False), head, size)
 
 
 def _is_linear(head: Program, output: Any, example: Any) -> bool:

@@ -19,7 +19,12 @@ import jax.numpy as jnp
 
 from jaxstab.checks import check_at_least, check_batch_size, check_finite, check_positive, data_size
 from jaxstab.eigen import vectors
-from jaxstab.operators.hessian import Loss, Params, check_problem, hessian, total_loss
+from jaxstab.operators.gauss_newton import (
+    example_curvatures,
+    flat_outputs,
+    split_at_outputs,
+)
+from jaxstab.operators.hessian import Loss, Params, check_problem
 from jaxstab.precision import at
 from jaxstab.sampling import batch_indices, take
 
@@ -62,12 +67,15 @@ def lyapunov_exponent(
     """Returns the almost-sure exponent of SGD linearised at a point of a real network.
 
     Every chain runs x ← x - η H_B x from x_0 = H z / |H z|, z standard normal (nothing of the null
-    space), with products of a batch with the full H_i, and is set back to unit length every step.
+    space), and is set back to unit length every step. The H_i are Gauss–Newton's, as in
+    `mean_square_threshold`: those of an interpolating minimum. Where training stopped short of one,
+    the full H_i have slightly negative curvatures along flat directions, in which x would grow
+    however small η is, and γ would say nothing about the batch noise.
     log √(xᵀHx) is read every `every` steps with the full data; the first quarter of the steps lets
     the direction settle and does not count.
 
     Args:
-      loss: `loss(params, example) -> scalar`.
+      loss: `loss(params, example) -> scalar`; see `operators.output_factors`.
       params: the point, a minimum.
       data: pytree of arrays with a leading axis n.
       learning_rate: η; an operand, so a new value compiles nothing.
@@ -83,7 +91,7 @@ def lyapunov_exponent(
       products. Memory: a few times `chains` vectors of parameters.
 
     Raises:
-      ValueError, TypeError: for numbers out of range, and see `jaxstab.hessian`.
+      ValueError, TypeError: for numbers out of range, and see `operators.output_factors`.
     """
     check_positive("learning_rate", learning_rate)
     check_at_least("chains", chains, 2)
@@ -92,6 +100,7 @@ def lyapunov_exponent(
         raise ValueError(f"steps must be at least 4 · every = {4 * every}, got {steps}")
     check_finite("data", data)
     loss, params, data = check_problem(loss, params, data)
+    split_at_outputs(loss, params, data)  # its checks, before any computation
     check_at_least("batch_size", batch_size, 1)
     if not replacement:
         check_batch_size(batch_size, data_size(data))
@@ -130,12 +139,19 @@ def _run(
     replacement: bool,
 ) -> jax.Array:
     """log √(xᵀHx) at the start and at every look, (chains, looks + 1)."""
-    n, full = data_size(data), hessian(loss, params, data)
-    sig = vectors.signature(params)
+    n, sig = data_size(data), vectors.signature(params)
+    split = split_at_outputs(loss, params, data)
 
-    def product(x: Params, batch: Any) -> Params:
-        gradient = jax.grad(lambda params: total_loss(loss, params, batch))
-        return vectors.scale(1 / batch_size, jax.jvp(gradient, (params,), (x,))[1])
+    def outputs(x: Params, examples: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """J_i x and A_i J_i x of some examples, and the map u ↦ Σ J_iᵀ u_i."""
+        f, linear = jax.linearize(lambda params: flat_outputs(split, params, examples), params)
+        moved = linear(x)
+        weighted = jnp.einsum("nkl,nl->nk", example_curvatures(split, f, examples), moved)
+        return moved, weighted, jax.linear_transpose(linear, params)
+
+    def product(x: Params, examples: Any) -> Params:
+        _, weighted, back = outputs(x, examples)
+        return vectors.scale(1 / len(weighted), back(weighted)[0])
 
     def step(carry: tuple[Params, jax.Array], key: jax.Array) -> Any:
         x, log = carry
@@ -144,8 +160,8 @@ def _run(
         return (x, log + jnp.log(length)), None
 
     def seminorm(x: Params) -> jax.Array:
-        # Residuals can make xᵀHx negative along flat directions: its size is what counts there.
-        return 0.5 * jnp.log(jnp.abs(vectors.dot(x, full.product(x))))
+        moved, weighted, _ = outputs(x, data)
+        return 0.5 * jnp.log(jnp.sum(moved * weighted) / n)
 
     def look(carry: tuple[Params, jax.Array], key: jax.Array) -> Any:
         (x, log), _ = jax.lax.scan(step, carry, jax.random.split(key, every))
@@ -153,7 +169,7 @@ def _run(
 
     def chain(key: jax.Array) -> jax.Array:
         start, walk = jax.random.split(key)
-        x, _ = vectors.unit(full.product(vectors.cast_like(vectors.normal(start, sig), sig)))
+        x, _ = vectors.unit(product(vectors.cast_like(vectors.normal(start, sig), sig), data))
         logs = jax.lax.scan(look, (x, jnp.zeros(())), jax.random.split(walk, looks))[1]
         return jnp.concatenate([seminorm(x)[None], logs])
 

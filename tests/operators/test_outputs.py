@@ -99,3 +99,11 @@ def test_squared_loss_of_a_linear_model_by_hand():
     x = jnp.array([[3.0, 4.0], [1.0, 0.0]])
     found = operators.per_example_sharpness(loss, jnp.ones((2, 3)), (x, jnp.ones((2, 3))))
     np.testing.assert_allclose(found, 2 / 3 * np.array([25.0, 1.0]), rtol=1e-6)
+
+
+def test_a_bias_of_a_scalar_output_belongs_to_the_output():
+    """f = x·w + b: a term of the parameters alone in f is no common term of the loss."""
+    loss = lambda p, e: (e[0] @ p["w"] + p["b"] - e[1]) ** 2  # noqa: E731
+    x = jnp.array([[3.0, 4.0], [1.0, 0.0]])
+    found = operators.per_example_sharpness(loss, {"w": jnp.ones(2), "b": 1.0}, (x, jnp.ones(2)))
+    np.testing.assert_allclose(found, 2 * np.array([26.0, 2.0]), rtol=1e-6)

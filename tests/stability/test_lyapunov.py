@@ -63,6 +63,17 @@ def test_gradient_descent_is_the_logarithm_of_its_slowest_factor():
     assert found.standard_error < 1e-3 and np.all(found.burst > 10)
 
 
+def test_residuals_short_of_a_minimum_do_not_count():
+    """The residual gives the full Hessian a negative curvature, which Gauss–Newton leaves out."""
+    loss = lambda w, x: (w[0] * w[1] * x - 1) ** 2  # noqa: E731
+    at, data = jnp.array([1.0, 0.0]), jnp.array([1.0, 1.5])
+    found = js.lyapunov_exponent(
+        loss, at, data, learning_rate=0.1, batch_size=1, key=KEY, chains=4, steps=200
+    )
+    assert jnp.linalg.eigvalsh(jax.hessian(loss)(at, 1.0))[0] < -1  # SGD would leave along it
+    assert found.sign == -1
+
+
 def test_wrong_options_are_named():
     data = jnp.ones(4)
     options = {"learning_rate": 0.1, "batch_size": 1, "key": KEY}
