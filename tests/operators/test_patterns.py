@@ -63,7 +63,15 @@ def forms_of(loss, params, data):
     return {path.strip("[]'"): form_of_leaf(structure, i)[0] for i, path in enumerate(paths)}
 
 
-@pytest.mark.parametrize("name", patterns.PATTERNS)
+# The longest to compile.
+LONG = ("loops_in_loops", "shared_kernel", "anything_else")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+    for name in patterns.PATTERNS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_pattern_equals_the_definition(name, x64):
     written = patterns.PATTERNS[name]()
     forms = forms_of(written.loss, written.params, written.data)
@@ -178,7 +186,7 @@ def test_a_transformer_holds_no_leaf_for_each_example():
 
 
 @hypothesis.given(st.data())
-@hypothesis.settings(max_examples=4, deadline=None)
+@hypothesis.settings(max_examples=2, deadline=None)
 def test_chains_of_patterns(data):
     """A weight that goes through several steps, in use twice."""
     steps = {
