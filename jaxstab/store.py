@@ -114,6 +114,25 @@ def read_records(folder: Path | str) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: tuple(record[name] for name in names))
 
 
+def read_minima(folder: Path | str) -> tuple[int, list[dict[str, Any]]]:
+    """Returns n and the records of the measured minima of a sweep, or of an experiment's sweep.
+
+    Args:
+      folder: of a sweep, or of an experiment that holds one in its folder `sweep`.
+
+    Raises:
+      ValueError: if there is no sweep in the folder, or it measured no minima.
+    """
+    folder = Path(folder)
+    if not (folder / SWEEP_FILE).exists() and (folder / "sweep").is_dir():
+        folder = folder / "sweep"
+    records = read_records(folder)
+    found = [row for row in records if row["status"] == "converged" and "sharpness" in row]
+    if not found:
+        raise ValueError(f"{folder} holds no measured minima: run its sweep with measurement")
+    return int((read_description(folder) or {}).get("n", 0)), found
+
+
 def save_params(path: Path, params: Any) -> None:
     """Writes parameters as an orbax checkpoint, by this process alone."""
     with _checkpointer() as checkpointer:

@@ -9,7 +9,7 @@ import jax
 
 from jaxstab import data, losses, models
 from jaxstab.checks import check_name
-from jaxstab.experiments.settings import ProblemSettings
+from jaxstab.experiments.settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,12 @@ def _accuracies(loss: Any, train: Any, test: Any, params: Any) -> dict[str, Any]
     return found | ({"test_accuracy": losses.accuracy(loss, params, test)} if len(test[0]) else {})
 
 
-def load(settings: ProblemSettings, data_dir: Path | None = None, **changes: Any) -> Problem:
-    """The problem that settings name, with some of its fields replaced."""
-    names = ("dataset", "model", "loss", "n_train", "classes")
+def load(settings: DataSettings, data_dir: Path | None = None, **changes: Any) -> Problem:
+    """The problem that settings name, with some of its fields replaced.
+
+    Settings without a loss need `loss` among the changes.
+    """
+    names = {"dataset", "model", "loss", "n_train", "classes"} - set(changes)
     fields = {name: getattr(settings, name) for name in names} | changes
     return load_problem(**fields, data_dir=data_dir)
 

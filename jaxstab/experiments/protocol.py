@@ -101,6 +101,15 @@ class Context:
         files.write_json(path, value)
         return files.read_json(path)
 
+    def remember_all(self, steps: Mapping[str, Callable[[], T]]) -> list[T]:
+        """Returns `remember(name, compute)` of every step in order, and tells the progress."""
+        found = []
+        for done, (name, compute) in enumerate(steps.items()):
+            self.progress(done, len(steps), name)
+            found.append(self.remember(name, compute))
+        self.progress(len(steps), len(steps), "done")
+        return found
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxstab.checks import check_at_least, check_positive
+from jaxstab.checks import check_at_least, check_batch_size, check_positive
 
 FULL_BATCH = "n"
 
@@ -43,6 +43,11 @@ def batch_sizes_for(batch_sizes: Sequence[int | str], n: int) -> tuple[int, ...]
     return tuple(n if size == FULL_BATCH else int(size) for size in batch_sizes)
 
 
+def numbers_for(batch_sizes: Sequence[int | str], n: int) -> tuple[int, ...]:
+    """The batch sizes as numbers, each checked to be one that n examples allow."""
+    return tuple(check_batch_size(size, n) for size in batch_sizes_for(batch_sizes, n))
+
+
 def seed_range(seeds: int) -> tuple[int, ...]:
     """The seeds 0 … seeds − 1."""
     return tuple(range(check_at_least("seeds", seeds, 1)))
@@ -60,14 +65,20 @@ TINY: dict[str, Any] = {"n_train": 40, "max_steps": 3000, "loss_tolerance": 0.01
 
 
 @dataclass(frozen=True)
-class ProblemSettings:
-    """A model on a data set; `jaxstab.experiments.problems.load` builds it."""
+class DataSettings:
+    """A model on a data set, for experiments that choose the loss themselves."""
 
     dataset: str = setting("digits", "data set")
     model: str = setting("fnn-small", "model")
-    loss: str = setting("squared", "loss: squared, cross_entropy or kl")
     classes: tuple[str, ...] = setting((), "classes of the data set to keep; all by default")
     n_train: int = setting(1000, "number of training examples n")
+
+
+@dataclass(frozen=True)
+class ProblemSettings(DataSettings):
+    """A model on a data set with a loss; `jaxstab.experiments.problems.load` builds it."""
+
+    loss: str = setting("squared", "loss: squared, cross_entropy or kl")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,22 @@ def mean_over(rows: pd.DataFrame, value: str, *, by: By = "seed") -> Estimate:
     return Estimate(mean, mean - half, mean + half, how)
 
 
+def spread_over(rows: pd.DataFrame, by: Sequence[str], of: Sequence[str]) -> pd.DataFrame:
+    """One row per group of `by`: `runs`, and q and q_std for each q in `of`.
+
+    The standard deviation describes the runs themselves (divided by their number, not one less).
+
+    Example:
+      >>> rows = pd.DataFrame({"step": [0, 0, 1], "loss": [1.0, 3.0, 0.5]})
+      >>> spread_over(rows, ["step"], ["loss"]).to_dict("list")
+      {'step': [0, 1], 'runs': [2, 1], 'loss': [2.0, 0.5], 'loss_std': [1.0, 0.0]}
+    """
+    groups = rows.groupby(list(by))
+    values = groups[list(of)]
+    parts = [groups.size().rename("runs"), values.mean(), values.std(ddof=0).add_suffix("_std")]
+    return pd.concat(parts, axis=1).reset_index()
+
+
 def bootstrap(
     rows: pd.DataFrame,
     statistic: Callable[[pd.DataFrame], float],
@@ -170,6 +186,25 @@ def trend(
         if group[x].nunique() >= 3
     ]
     return mean_over(pd.DataFrame(values, columns=[*_names(by), *within, "trend"]), "trend", by=by)
+
+
+def exponents(rows: pd.DataFrame, x: str, y: str, *, by: Sequence[str]) -> pd.DataFrame:
+    """Exponent d log y / d log x of each group, by least squares through its positive points.
+
+    Returns:
+      Columns `by` and slope; no row for a group of fewer than three such points.
+
+    Example:
+      >>> rows = pd.DataFrame({"seed": 0, "x": [1.0, 2.0, 4.0], "y": [3.0, 12.0, 48.0]})
+      >>> float(exponents(rows, "x", "y", by=["seed"])["slope"].iloc[0].round(6))
+      2.0
+    """
+    found = []
+    for key, points in rows[(rows[x] > 0) & (rows[y] > 0)].groupby(list(by)):
+        if len(points) >= 3:
+            slope = np.polyfit(np.log(points[x]), np.log(points[y]), 1)[0]
+            found.append(dict(zip(by, key, strict=True)) | {"slope": float(slope)})
+    return pd.DataFrame(found, columns=[*by, "slope"])
 
 
 def share(values: Sequence[Any], value: Any, *, undecided: Any = "undecided") -> Estimate:

@@ -96,6 +96,8 @@ STEPS = Column("steps")
 LOSS = Column("loss", format=".1e")
 SHARPNESS = Column("sharpness", "a", "1/step size")
 NONUNIFORMITY = Column("nonuniformity", "s", "1/step size")
+MEAN_SHARPNESS = Column("sharpness", "a (mean ± std)", "1/step size", spread="std")
+MEAN_NONUNIFORMITY = Column("nonuniformity", "s (mean ± std)", "1/step size", spread="std")
 
 
 @dataclass(frozen=True)

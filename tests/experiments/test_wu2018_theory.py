@@ -145,14 +145,6 @@ def test_slope_is_that_of_the_power_law_after_the_peak():
     assert "undecided" in cross_entropy.table(lines, 50).text()
 
 
-@pytest.mark.parametrize(("max_steps", "points"), [(20_000, 14), (199, 5), (3, 30), (1, 2)])
-def test_measured_blocks_are_spread_from_start_to_end(max_steps, points):
-    block, stops = cross_entropy.measured_blocks(max_steps, points)
-    assert stops[0] == 0 and stops[1] == 1 and stops == sorted(set(stops))
-    assert max_steps - block < stops[-1] * block <= max_steps
-    assert len(stops) <= points + 1
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [

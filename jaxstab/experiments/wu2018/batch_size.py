@@ -57,9 +57,9 @@ def table(summary: pd.DataFrame, n: int) -> Table:
         tables.batch_size(n),
         Column("reached"),
         Column("runs"),
-        Column("sharpness", "a (mean ± std)", "1/step size", spread="std"),
+        tables.MEAN_SHARPNESS,
         Column("edge", "2/η", "1/step size"),
-        Column("nonuniformity", "s (mean ± std)", "1/step size", spread="std"),
+        tables.MEAN_NONUNIFORMITY,
         Column("bound", "bound", "1/step size", infinite="none"),
         Column("ratio", "s/bound", format=".3f"),
     ]

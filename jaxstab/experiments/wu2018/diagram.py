@@ -10,23 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxstab import plots, store
-from jaxstab.checks import check_at_least, check_batch_size, check_positive
+from jaxstab.checks import check_at_least, check_positive
 from jaxstab.experiments import tables
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.protocol import Context, Outcome
-from jaxstab.experiments.settings import batch_sizes_for, parse_batch_size, setting
+from jaxstab.experiments.settings import numbers_for, parse_batch_size, setting
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.stability.boundary import boundary_over_sharpness
 
 # The largest of some 50 correlated, nearly normal deviations exceeds this once in 1e4 seeds.
 DEVIATIONS = 5
 ROUNDING = 1e-9
+TASK = ("p", "problem", "learning_rate", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,14 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def check(settings: Settings) -> tuple[int, ...]:
     """Checks the settings before any computation and returns the batch sizes as numbers."""
-    for name, least in (("n", 2), ("points", 1), ("problems", 1)):
-        check_at_least(name, getattr(settings, name), least)
-    for name in ("runs", "steps", "burn_in"):
-        check_at_least(name, getattr(settings, name), 2)
+    least = {"n": 2, "points": 1, "problems": 1, "runs": 2, "steps": 2, "burn_in": 2}
+    for name, minimum in least.items():
+        check_at_least(name, getattr(settings, name), minimum)
     for eta in settings.learning_rates:
         check_positive("learning_rate", eta)
     for p in settings.dimensions:
         check_at_least("dimension", p, 2)
-    sizes = batch_sizes_for(settings.batch_sizes, settings.n)
-    return tuple(check_batch_size(size, settings.n) for size in sizes)
+    return numbers_for(settings.batch_sizes, settings.n)
 
 
 def boundaries(settings: Settings, sizes: Sequence[int], context: Context) -> pd.DataFrame:
@@ -96,34 +96,26 @@ def boundaries(settings: Settings, sizes: Sequence[int], context: Context) -> pd
     # In several dimensions the batch size only scales s, and the learning rate both axes.
     problems = [(p, i) for p in settings.dimensions for i in range(settings.problems)]
     tasks += [(p, i, etas[0], size) for p, i in problems for size in noisy[:1]]
-    rows = []
-    for done, task in enumerate(tasks):
-        p, problem, eta, size = task
-        context.progress(done, len(tasks), f"p {p}, eta {eta:g}, B {size}")
-        find = partial(
-            boundary_over_sharpness,
-            jax.random.fold_in(jax.random.key(settings.seed), problem),
-            n=settings.n,
-            p=p,
-            learning_rate=eta,
-            batch_size=size,
-            **{name: getattr(settings, name) for name in ("points", "runs", "steps", "burn_in")},
-        )
-        head = {"p": p, "problem": problem, "learning_rate": eta, "batch_size": size}
-        columns = context.remember("-".join(map(str, task)), find)
-        rows.append(pd.DataFrame(head | columns))
-    context.progress(len(tasks), len(tasks), "done")
-    return pd.concat(rows, ignore_index=True)
+    names, key = ("n", "points", "runs", "steps", "burn_in"), jax.random.key(settings.seed)
+    options = {name: getattr(settings, name) for name in names}
+
+    def find(p: int, problem: int, eta: float, size: int) -> Any:
+        own = jax.random.fold_in(key, problem)
+        return boundary_over_sharpness(own, p=p, learning_rate=eta, batch_size=size, **options)
+
+    steps = {"-".join(map(str, task)): partial(find, *task) for task in tasks}
+    found = zip(tasks, context.remember_all(steps), strict=True)
+    parts = [pd.DataFrame(dict(zip(TASK, task)) | columns) for task, columns in found]
+    return pd.concat(parts, ignore_index=True)
 
 
 def table(rows: pd.DataFrame, n: int) -> Table:
     """The boundaries, one line per point."""
     columns = [Column("p"), Column("problem"), tables.LEARNING_RATE, tables.batch_size(n)]
-    columns += [Column("sharpness", "a", "1/step size", ".4f")]
-    for name, head in (("eq9", "s: eq. 9"), ("eq8", "eq. 8"), ("exact", "exact")):
-        columns += [Column(name, head, "1/step size", ".4f")]
+    for name, header in (("sharpness", "a"), ("eq9", "s: eq. 9"), ("eq8", "eq. 8"), ("exact", "")):
+        columns.append(Column(name, header, "1/step size", ".4f"))
+    columns.append(Column("simulated", "", "1/step size", ".4f", spread="std"))
     rows = rows.assign(simulated_std=rows["simulated_error"])
-    columns += [Column("simulated", "simulated", "1/step size", ".4f", spread="std")]
     return Table("diagram", rows, columns, note="simulated: ± one standard error")
 
 
@@ -183,13 +175,7 @@ def lay_minima(folder: Path) -> tuple[Figure, str]:
     Raises:
       ValueError: if there is no sweep in the folder, or it measured no minima.
     """
-    if not (folder / store.SWEEP_FILE).exists() and (folder / "sweep").is_dir():
-        folder = folder / "sweep"
-    records = store.read_records(folder)
-    n = int((store.read_description(folder) or {}).get("n", 0))
-    found = [row for row in records if row["status"] == "converged" and "sharpness" in row]
-    if not found:
-        raise ValueError(f"{folder} holds no measured minima: run its sweep with measurement")
+    n, found = store.read_minima(folder)
     figure = plots.stability_diagram(
         n=n,
         batch_sizes=sorted({row["batch_size"] for row in found}),

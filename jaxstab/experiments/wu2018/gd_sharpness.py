@@ -58,7 +58,7 @@ def table(summary: pd.DataFrame) -> Table:
     columns = [
         tables.LEARNING_RATE,
         Column("edge", "2/η", "1/step size"),
-        Column("sharpness", "a (mean ± std)", "1/step size", spread="std"),
+        tables.MEAN_SHARPNESS,
         Column("ratio", "a/(2/η)", format=".3f"),
         Column("above"),
         Column("most_above", format="+.2%"),
