@@ -1,4 +1,4 @@
-"""A run that is looked at from outside, at steps spaced evenly in their logarithm.
+"""A run looked at from outside: its parameters at steps spaced evenly or in their logarithm.
 
 For what a compiled observer cannot do: measurements that decide on the host when they are done.
 """
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxstab.checks import check_at_least
-from jaxstab.training import train
+from jaxstab.training import Observer, Run, train
 
 
 class Snapshot(NamedTuple):
@@ -92,3 +92,53 @@ def snapshots(
         if not math.isfinite(ended.loss):
             return
         params, opt_state = ended.params, ended.opt_state
+
+
+def train_keeping(
+    loss: Callable[..., Any], params: Any, data: Any, *, max_steps: int, points: int, **options: Any
+) -> tuple[Run, list[Any]]:
+    """Trains in one compiled loop and keeps the parameters at every check of the loss.
+
+    Args:
+      loss: `loss(params, example) -> scalar` for one example.
+      params: where the run starts.
+      data: pytree of arrays with a leading axis n.
+      max_steps: length of the run; what is left over by whole stretches is not run.
+      points: the run is checked after each of about so many stretches of one length. All those
+        parameters are in memory at once.
+      **options: further options of `jaxstab.train`: `key`, `optimizer`, `learning_rate`.
+
+    Returns:
+      The run, and the parameters at `run.history_steps[1:]`.
+
+    Example:
+      >>> import optax
+      >>> run, kept = train_keeping(lambda w, x: (w - x) ** 2, np.zeros(()), np.ones(4),
+      ...                           max_steps=5, points=2, key=jax.random.key(0),
+      ...                           optimizer=optax.sgd, learning_rate=0.25, batch_size=4)
+      >>> run.history_steps.tolist(), [float(params) for params in kept]
+      ([0, 2, 4], [0.75, 0.9375])
+    """
+    every = max(1, max_steps // points)
+    run = train(
+        loss,
+        params,
+        data,
+        max_steps=max_steps - max_steps % every,
+        check_every=every,
+        loss_tolerance=None,
+        observer=Observer(_nothing, _keep),
+        **options,
+    )
+    after = range(len(run.history) - 1)
+    return run, [jax.tree.map(lambda x, i=i: x[i], run.observations) for i in after]
+
+
+def _nothing(params: Any) -> Any:
+    """The state of an observer that needs none."""
+    return ()
+
+
+def _keep(state: Any, params: Any, data: Any, *, opt_state: Any) -> tuple[Any, Any]:
+    """An observer's update that keeps the parameters."""
+    return state, params

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstab.snapshots import snapshots, spaced_blocks
+from jaxstab.snapshots import snapshots, spaced_blocks, train_keeping
 from jaxstab.training import train
 
 DATA = jnp.array([1.0, 2.0, 4.0])
@@ -52,3 +52,11 @@ def test_a_run_that_diverges_ends_early():
     options = OPTIONS | {"learning_rate": 1e30}
     found = list(snapshots(loss, jnp.zeros(()), DATA, max_steps=20, points=4, **options))
     assert [point.step for point in found] == [0]
+
+
+def test_kept_parameters_are_those_of_the_run():
+    options = OPTIONS | {"learning_rate": 0.1}
+    run, kept = train_keeping(loss, jnp.zeros(()), DATA, max_steps=11, points=3, **options)
+    assert run.history_steps.tolist() == [0, 3, 6, 9] and run.steps == 9
+    expected = (1 - 0.8 ** run.history_steps[1:]) * DATA.mean()
+    np.testing.assert_allclose(kept, expected, rtol=1e-5)

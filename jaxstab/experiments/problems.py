@@ -69,13 +69,23 @@ def load_problem(
     loss: str = "squared",
     n_train: int | None = None,
     classes: Sequence[str] = (),
+    random_labels: int = 0,
     data_dir: Path | None = None,
 ) -> Problem:
-    """Loads a data set and builds a model by name, after checking all names."""
+    """Loads a data set and builds a model by name, after checking all names.
+
+    With `random_labels`, so many further examples with random labels are added to the training set.
+    """
     check_name("data set", dataset, data.NAMES)
     check_name("model", model, models.MODELS)
     one_loss = losses.by_name(loss)
-    loaded = data.load(dataset, n_train=n_train, classes=classes or None, data_dir=data_dir)
+    loaded = data.load(
+        dataset,
+        n_train=n_train,
+        classes=classes or None,
+        random_labels=random_labels,
+        data_dir=data_dir,
+    )
     network = models.by_name(model, loaded.classes)
     state = models.initial_state(network, loaded.train[0][0])
     return Problem(loaded, losses.ModelLoss(network, one_loss, state))

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pandas as pd
 
-from jaxstab import checks, dispatch, files, plots, sweeps, training
+from jaxstab import checks, dispatch, files, plots, sweeps
 from jaxstab.experiments import tables
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.minima import SLACK
@@ -24,7 +24,7 @@ from jaxstab.experiments.settings import (
     MeasureSettings,
     ProblemSettings,
     StopSettings,
-    batch_sizes_for,
+    numbers_for,
     parse_batch_size,
     seed_range,
     setting,
@@ -32,6 +32,7 @@ from jaxstab.experiments.settings import (
 from jaxstab.experiments.statistics import bootstrap, correlation, fraction
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.measurement import Measurement, measure, sharpness
+from jaxstab.snapshots import train_keeping
 from jaxstab.stability import escape, verdict
 
 AGREEMENT = 0.9  # of the predictions, for the claim to hold
@@ -68,7 +69,7 @@ class TrialSettings(MeasureSettings, StopSettings, ProblemSettings):
             raise ValueError(f"escape_factor must be above 1, got {self.escape_factor}")
         if not self.batch_sizes or not self.learning_rates:
             raise ValueError("batch_sizes and learning_rates need at least one value each")
-        return sorted(checks.check_batch_size(b, n) for b in batch_sizes_for(self.batch_sizes, n))
+        return sorted(numbers_for(self.batch_sizes, n))
 
 
 class Start(NamedTuple):
@@ -256,9 +257,8 @@ def follow_some(
 
 def _follow(start: Start, eta: float, size: int, seed: int, settings: TrialSettings) -> Any:
     """Repeats a run; epochs, loss, sharpness and accuracies at about 30 points."""
-    problem, steps = start.problem, _steps(settings, size, start)
-    check_every = max(1, steps // 30)
-    run = training.train(
+    problem = start.problem
+    run, points = train_keeping(
         problem.loss,
         start.params,
         problem.train,
@@ -266,13 +266,9 @@ def _follow(start: Start, eta: float, size: int, seed: int, settings: TrialSetti
         learning_rate=eta,
         batch_size=size,
         key=dispatch.run_keys(seed)[1],
-        max_steps=steps - steps % check_every,
-        check_every=check_every,
-        loss_tolerance=None,
-        observer=training.Observer(_nothing, _keep),
+        max_steps=_steps(settings, size, start),
+        points=30,
     )
-    after = range(len(run.history) - 1)
-    points = [jax.tree.map(lambda x, i=i: x[i], run.observations) for i in after]
     options = {"key": jax.random.key(0), **settings.measuring}
     given = [(problem.loss, params, problem.train) for params in points]
     curvatures = [start.measurement.sharpness, *(sharpness(*one, **options) for one in given)]
@@ -280,16 +276,6 @@ def _follow(start: Start, eta: float, size: int, seed: int, settings: TrialSetti
     series = {"epochs": (run.history_steps * size / problem.n).tolist()}
     series |= {"loss": run.history.tolist(), "sharpness": [float(x.value) for x in curvatures]}
     return series | {name: [float(x[name]) for x in accuracies] for name in start.accuracies}
-
-
-def _nothing(params: Any) -> Any:
-    """The state of an observer that needs none."""
-    return ()
-
-
-def _keep(state: Any, params: Any, data: Any, *, opt_state: Any) -> tuple[Any, Any]:
-    """An observer's update that keeps the parameters."""
-    return state, params
 
 
 def agreement(rows: pd.DataFrame) -> list[Claim]:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from jaxstab.callables import as_pytree, register
 from jaxstab.checks import check_name, check_positive
+from jaxstab.eigen import EigenResult, lanczos
+from jaxstab.operators import hessian
 
 MOMENTUM_KINDS = ("heavy_ball", "nesterov", "ema")
 
@@ -151,3 +153,31 @@ def preconditioned(hessian: Callable[[Any], Any], diagonal: Any) -> Precondition
                 "add the optimizer's epsilon"
             )
     return Preconditioned(as_pytree(hessian), scale)
+
+
+def preconditioned_sharpness(
+    loss: Callable[..., Any],
+    params: Any,
+    data: Any,
+    diagonal: Any,
+    *,
+    key: jax.Array,
+    tol: float = 1e-3,
+    max_matvecs: int = 1000,
+) -> EigenResult:
+    """Returns λ_max(D⁻¹H) of a training loss, in the unit of the edge of an adaptive method.
+
+    Args:
+      loss: `loss(params, example) -> scalar` for one example.
+      params: where the Hessian is taken.
+      data: pytree of arrays with a leading axis n.
+      diagonal: D > 0, shaped like the parameters; see `preconditioned`.
+      key: random key of the start vector.
+      tol: relative accuracy to which it is certified.
+      max_matvecs: products that it may cost, one Hessian-vector product over all data each.
+
+    Raises:
+      ValueError: if an entry of D is not positive.
+    """
+    operator = preconditioned(hessian(loss, params, data), diagonal)
+    return lanczos(tol=tol, max_matvecs=max_matvecs)(operator, params, key=key)

@@ -121,6 +121,15 @@ def test_parts_have_folders_and_a_share_of_the_progress(tmp_path):
     assert part.out == tmp_path / "digits_vgg_a+b" and seen == [(13, 20, "digits/vgg/a,b half")]
 
 
+def test_steps_that_are_remembered_come_in_order_with_the_progress(tmp_path):
+    seen, computed = [], []
+    context = Context(tmp_path, lambda *state: seen.append(state))
+    steps = {name: lambda name=name: computed.append(name) or {"name": name} for name in "ba"}
+    assert context.remember_all(steps) == [{"name": "b"}, {"name": "a"}]
+    assert seen == [(0, 2, "b"), (1, 2, "a"), (2, 2, "done")]
+    assert context.remember_all(steps) == [{"name": "b"}, {"name": "a"}] and computed == ["b", "a"]
+
+
 def test_settings_by_name():
     experiment = counted([])
     assert experiment.settings(overrides={"seeds": 7}).seeds == 7

@@ -102,3 +102,15 @@ def test_preconditioned_has_the_eigenvalues_of_the_unsymmetric_product(x64):
     np.testing.assert_allclose(dense, dense.T, atol=1e-12)
     expected = np.sort(np.linalg.eigvals(h / d[:, None]).real)
     np.testing.assert_allclose(np.linalg.eigvalsh(dense), expected, rtol=1e-10)
+
+
+def test_preconditioned_sharpness_of_a_loss(x64):
+    """(1/n) Σ (x_i·w)²/2 has the Hessian XᵀX/n."""
+    rng = np.random.default_rng(1)
+    x, d = rng.normal(size=(8, 3)), rng.uniform(0.1, 3, size=3)
+    found = edges.preconditioned_sharpness(
+        lambda w, row: (row @ w) ** 2 / 2, jnp.zeros(3), jnp.asarray(x), jnp.asarray(d),
+        key=jax.random.key(0), tol=1e-8,
+    )  # fmt: skip
+    expected = np.linalg.eigvals(x.T @ x / 8 / d[:, None]).real.max()
+    np.testing.assert_allclose(found.value, expected, rtol=1e-7)

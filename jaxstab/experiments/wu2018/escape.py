@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import optax
 import pandas as pd
 
-from jaxstab import data, plots, sweeps
-from jaxstab.experiments import problems, published, starts
+from jaxstab import plots, sweeps
+from jaxstab.experiments import problems, published, starts, tables
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.problems import Problem
 from jaxstab.experiments.protocol import Context, Outcome
@@ -62,14 +62,8 @@ def load_problems(settings: Settings, context: Context) -> dict[str, Problem]:
     settings.sizes(clean.n)
     if not settings.random_labels:
         return {"clean": clean}
-    corrupted = data.load(
-        settings.dataset,
-        n_train=settings.n_train,
-        classes=settings.classes or None,
-        random_labels=settings.random_labels,
-        data_dir=context.data_dir,
-    )
-    return {"clean": clean, "corrupted": Problem(corrupted, clean.loss)}
+    further = problems.load(settings, context.data_dir, random_labels=settings.random_labels)
+    return {"clean": clean, "corrupted": Problem(further.dataset, clean.loss)}
 
 
 def find_starts(
@@ -119,8 +113,8 @@ def table(found: Sequence[Start], theirs: pd.DataFrame) -> Table:
     columns = [
         Column("start"),
         Column("steps", format="g"),
-        Column("sharpness", "a", "1/step size"),
-        Column("nonuniformity", "s", "1/step size"),
+        tables.SHARPNESS,
+        tables.NONUNIFORMITY,
         Column("test_accuracy", format=".2%"),
     ]
     return Table("starts", pd.DataFrame(lines), columns, title="minima of gradient descent")

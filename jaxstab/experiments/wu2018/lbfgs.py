@@ -17,7 +17,6 @@ import pandas as pd
 
 from jaxstab import dispatch, plots, store, tracking, training
 from jaxstab.checks import check_batch_size
-from jaxstab.eigen import lanczos
 from jaxstab.experiments import problems, starts, tables
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.minima import SLACK
@@ -27,7 +26,6 @@ from jaxstab.experiments.settings import parse_batch_size, seed_range, setting
 from jaxstab.experiments.starts import Start, TrialSettings
 from jaxstab.experiments.statistics import mean_over
 from jaxstab.experiments.tables import Column, Table
-from jaxstab.operators import hessian
 from jaxstab.stability import edges
 
 B1, B2, DECAY, EPS = 0.9, 0.999, 0.99, 1e-8
@@ -115,9 +113,10 @@ def find_minima(
         row |= start.measurement.to_record() | dict(start.accuracies)
         value, condition = row["sharpness"], "a"
         if method.diagonal is not None:
-            operator = hessian(problem.loss, params, problem.train)
-            solve = lanczos(tol=settings.tol, max_matvecs=settings.max_matvecs)
-            top = solve(edges.preconditioned(operator, diagonal), params, key=jax.random.key(0))
+            given = problem.loss, params, problem.train, diagonal
+            top = edges.preconditioned_sharpness(
+                *given, key=jax.random.key(0), **settings.measuring
+            )
             value, condition = float(top.value), "λmax(D⁻¹H)"
         rows.append(row | {"condition": condition, "value": value, "ratio": value / method.edge})
         begin += [start] if method.name == "L-BFGS" else []
