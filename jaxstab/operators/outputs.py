@@ -207,8 +207,8 @@ def per_example_sharpness(
     """Returns λ_max(H_i) of the Gauss–Newton Hessian of every example, shape (n,), 1 / step size.
 
     λ_max(F_iᵀ F_i) = λ_max(F_i F_iᵀ): one k × k eigenproblem an example, from inner products of
-    the activations and cotangents of its layers. Exact where the residual vanishes; at other
-    points `measurement.per_example_sharpness` gives λ_max of the full H_i.
+    the activations and cotangents of its layers. Equal to λ_max of the full H_i where the residual
+    vanishes; elsewhere the two differ by at most the norm of the residual's share of H_i.
 
     Cost: about k gradients. Arguments and errors as for `output_factors`.
 
