@@ -215,8 +215,8 @@ def per_example_sharpness(
     Example:
       >>> loss = lambda w, example: jnp.mean((example[0] @ w - example[1]) ** 2)
       >>> x, w = jnp.array([[1.0, 0.0], [3.0, 4.0]]), jnp.ones((2, 1))
-      >>> per_example_sharpness(loss, w, (x, x @ w)).tolist()  # 2 |x|²
-      [2.0, 50.0]
+      >>> [f"{value:.3f}" for value in per_example_sharpness(loss, w, (x, x @ w))]  # 2 |x|²
+      ['2.000', '50.000']
     """
     factors = output_factors(loss, params, data, chunk_size=chunk_size)
     return jnp.linalg.eigvalsh(factors.blocks())[:, -1]

@@ -107,6 +107,7 @@ def test_what_it_returns_is_exactly_the_set_of_the_definition(seed):
     assert held > 0
 
 
+@pytest.mark.slow
 def test_the_longest_interval_is_found_by_trying_all():
     """Against all pairs (ζ, r) on random slopes, several directions at once."""
     rng = np.random.default_rng(5)

@@ -97,6 +97,7 @@ def test_subspace_against_the_dense_threshold_of_a_network():
     assert found.rank < 110
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_chunking():
     loss, params, train = digits_network()
     options = {"batch_sizes": [1, 5, 20], "key": KEY, "max_rank": 100}
@@ -108,6 +109,7 @@ def test_results_do_not_depend_on_chunking():
     assert whole.residual == pytest.approx(parts.residual, rel=0.1)
 
 
+@pytest.mark.slow
 def test_moment_vectors_give_the_value_back():
     """The vectors of parameters that are handed out are those that the quotient was taken of."""
     loss, params, train = digits_network()
@@ -138,6 +140,7 @@ def test_moment_vectors_give_the_value_back():
     assert found.interval.upper[0] >= found.full_hessian[0]
 
 
+@pytest.mark.slow
 def test_full_hessian_bound_is_that_of_the_dense_full_hessians(x64):
     """With residuals, the quotient of the exact H_i along the leading vectors; E_i is bounded."""
     rng = np.random.default_rng(0)
