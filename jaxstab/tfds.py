@@ -64,9 +64,16 @@ def chosen_labels(all_names: Sequence[str], classes: Sequence[str | int] | None)
     return {label: position for position, label in enumerate(labels)}
 
 
-def _resolve(data_dir: str | os.PathLike[str] | None) -> Path:
+def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns where prepared data lie: what is given, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
     return Path(default if data_dir is None else data_dir).expanduser()
+
+
+def prepared(data_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """Returns the names of the data sets that are prepared there."""
+    infos = data_folder(data_dir).glob("*/*/dataset_info.json")
+    return sorted({info.parents[1].name for info in infos})
 
 
 def _prepared_directory(name: str, data_dir: Path) -> Path:
@@ -91,7 +98,7 @@ def splits(
     data_dir: str | os.PathLike[str] | None,
 ) -> tuple[Split, Split, tuple[str, ...]]:
     """Returns how to read the training and the test split, and the names of the kept classes."""
-    directory = _prepared_directory(name, _resolve(data_dir))
+    directory = _prepared_directory(name, data_folder(data_dir))
     import tensorflow_datasets as tfds  # imported late: it takes half a second
 
     builder: Any = tfds.builder_from_directory(str(directory))
@@ -171,7 +178,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
       ConnectionError: if the source cannot be reached.
     """
     check_name("TensorFlow Dataset", name, SOURCES)
-    directory = _resolve(data_dir)
+    directory = data_folder(data_dir)
     try:
         return _prepared_directory(name, directory)
     except DatasetNotPreparedError:

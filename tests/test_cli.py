@@ -1,10 +1,12 @@
 """The command line through `main(argv)`: what it prints, what it refuses, its exit status."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +69,13 @@ def test_list_shows_every_experiment(toy, capsys):
     assert "a toy [Author 2018, Fig. 1]" in lines[-1]
 
 
+def test_list_as_json(toy, capsys):
+    assert cli.main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in listed] == list(experiments.REGISTRY)
+    assert listed[-1] == {"name": "toy", "summary": "a toy", "source": "Author 2018, Fig. 1"}
+
+
 def test_run_prints_the_table_the_claims_and_the_files(toy, tmp_path, capsys):
     assert run(tmp_path) == 0
     printed = capsys.readouterr().out
@@ -76,6 +85,27 @@ def test_run_prints_the_table_the_claims_and_the_files(toy, tmp_path, capsys):
     assert [Path(path).name for path in files] == ["results.csv", "claims.json", "report.html"]
     assert all(Path(path).exists() for path in files)
     assert toy == [Settings()]
+
+
+def test_show_prints_a_finished_run_without_running_it(toy, tmp_path, capsys):
+    assert run(tmp_path) == 0
+    ran = capsys.readouterr().out
+    assert cli.main(["show", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    head, rest = shown.split("\n", 1)
+    assert head.startswith("toy: a toy, [Author 2018, Fig. 1], preset quick, finished in")
+    assert rest.strip() == ran.split("\nfiles\n")[0].strip()
+    assert len(toy) == 1
+    assert cli.main(["show", "--json", str(tmp_path / "out")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["claims"][0]["status"] == "holds" and record["notes"] == ["the table"]
+    assert record["run"]["settings"]["seeds"] == 5
+
+
+def test_show_says_when_a_run_is_not_finished(toy, tmp_path, capsys):
+    assert run(tmp_path, "--name", "interrupt") == cli.EXIT_INTERRUPTED
+    assert cli.main(["show", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.strip().endswith("preset quick, started")
 
 
 def test_every_setting_is_an_option(toy, tmp_path):
@@ -117,6 +147,9 @@ def test_help_names_defaults(toy, capsys):
         (["sweep"], "required: --learning-rates/--learning-rate, --batch-sizes/--batch-size"),
         (["measure", "--dataset", "digits"], "required: --checkpoint, --model"),
         (["report", "missing"], "no folder missing"),
+        (["show", "missing"], "no folder missing"),
+        (["show", "."], "holds neither an experiment (run.json) nor a sweep"),
+        (["completion", "csh"], "invalid choice: 'csh'"),
     ],
 )
 def test_wrong_arguments(toy, tmp_path, monkeypatch, capsys, arguments, message):
@@ -214,6 +247,18 @@ def test_measure_agrees_with_the_sweep(swept, capsys):
     assert f"train accuracy {record['train_accuracy']:.2%}" in printed
 
 
+def test_measure_as_json(swept, capsys):
+    status, record = measure(swept, "--learning-rate", "1", "--batch-size", "n", "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert status == 0 and printed["n"] == 40
+    assert printed["sharpness"] == pytest.approx(record["sharpness"], rel=2e-3)
+    assert printed["sharpness_lower"] <= printed["sharpness"] <= printed["sharpness_upper"]
+    assert printed["train_accuracy"] == pytest.approx(record["train_accuracy"])
+    verdict = printed["verdict"]
+    assert verdict["sharpness_bound"] == 2 and verdict["nonuniformity_bound"] == "inf"
+    assert verdict["status"] in ("stable", "unstable", "undecided") and verdict["reasons"]
+
+
 def test_map_shows_the_chain_at_every_batch_size(swept, tmp_path, capsys):
     folder = next((swept / "sweep" / "runs").glob("B10-*"))
     words = f"map --checkpoint {folder} --dataset digits --model fnn-small --n-train 40"
@@ -243,6 +288,8 @@ def test_report_on_both_kinds_of_folder(swept, capsys):
         assert cli.main(["report", str(folder)]) == 0
         assert capsys.readouterr().out.strip() == str(folder / "report.html")
         assert "inside the region of eq. 9" in (folder / "report.html").read_text()
+        assert cli.main(["show", str(folder)]) == 0
+        assert "inside the region of eq. 9" in capsys.readouterr().out
 
 
 def test_reader_of_annotations():
@@ -261,13 +308,55 @@ def test_every_experiment_has_readable_settings():
         assert given.experiment is experiment and given.out == Path("runs") / name
 
 
+def test_doctor_says_what_an_issue_report_needs(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_EXAMPLE", "1")
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("jaxlib", "devices", "compilation cache", "XLA_EXAMPLE", "right          True"):
+        assert text in printed
+    monkeypatch.setattr("jaxstab.cli.doctor.TOLERANCE", -1.0)
+    assert cli.main(["doctor", "--json"]) == cli.EXIT_FAILED
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["known case"]["right"] is False and facts["versions"]["jax"]
+
+
+def complete(line):
+    """What a shell would be offered at the end of a line."""
+    given = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1"}
+    environment = dict(os.environ) | given | {"_ARGCOMPLETE_IFS": "\n"}
+    code = "from jaxstab.cli import main; main()"
+    redirected = ["bash", "-c", f'exec {sys.executable} -c "$0" 8>&1 9>/dev/null', code]
+    done = subprocess.run(redirected, capture_output=True, text=True, env=environment, timeout=300)
+    return [word.strip() for word in done.stdout.splitlines()]
+
+
+def test_a_shell_completes_commands_experiments_options_and_values(capsys):
+    assert complete("jaxstab sh") == ["show"]
+    assert complete("jaxstab run gd-") == ["gd-sharpness"]
+    assert "--loss-tolerance" in complete("jaxstab run selection --loss-")
+    assert complete("jaxstab measure --dataset dig") == ["digits"]
+    for shell in ("bash", "zsh", "fish"):
+        assert cli.main(["completion", shell]) == 0
+        assert "jaxstab" in capsys.readouterr().out
+
+
+def test_the_help_says_what_an_exit_status_means(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for status in (0, cli.EXIT_FAILED, cli.EXIT_USER_ERROR, cli.EXIT_INTERRUPTED):
+        assert re.search(rf"^  {status} ", text, re.MULTILINE)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxstab {metadata.version('jaxstab')}\n"
+
+
 def test_listing_and_typos_import_nothing_heavy_and_no_experiment_starts_jax():
     code = """
 import sys
 from jaxstab import cli
-for words in (["--help"], ["list"], ["run", "--help"], ["rnu"], ["run", "selectoin"]):
-    cli.main(words)
-heavy = {"jax", "numpy", "scipy", "pandas", "matplotlib", "flax"} & set(sys.modules)
+for words in ("--help", "list --json", "completion x", "run --help", "rnu", "run selectoin"):
+    cli.main(words.split())
+heavy = {"jax", "numpy", "scipy", "pandas", "matplotlib", "flax", "bokeh", "argcomplete"}
+heavy &= set(sys.modules)
 assert not heavy, heavy
 from jaxstab.experiments import REGISTRY
 experiments = [REGISTRY[name] for name in REGISTRY]

@@ -8,16 +8,16 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from jaxstab import files, plots
 from jaxstab.experiments import tables
 from jaxstab.experiments.tables import Column, Table
+from jaxstab.report.contents import Contents, read
 
-if TYPE_CHECKING:
-    from jaxstab.experiments.claims import Claim
+__all__ = ["REPORT", "Contents", "build", "read", "show", "show_claim", "write"]
 
 REPORT = "report.html"
 # Columns of results whose words are verdicts, shown in colour.
@@ -53,67 +53,36 @@ def write(folder: Path | str) -> Path:
 
 def build(folder: Path | str) -> str:
     """Returns the page for a folder; see `write`."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}: give the output folder of a run or of a sweep")
-    if (folder / "run.json").exists():
-        return _experiment(folder)
-    if (folder / "sweep.json").exists():
-        return _sweep(folder)
-    raise ValueError(
-        f"{folder} holds neither an experiment (run.json) nor a sweep (sweep.json): give the "
-        "folder that was its --out"
-    )
-
-
-def _experiment(folder: Path) -> str:
-    run = files.read_json(folder / "run.json")
-    claims = _read_json(folder / "claims.json", [])
-    found = _read_json(folder / "tables.json", None) or _summary(folder)
-    results = folder / "results.csv"
-    rows = pd.read_csv(results) if results.exists() else pd.DataFrame()
-    named = [folder / name for name in run.get("figures", [])]
-    figures = [path for path in named if path.exists()] or sorted(folder.glob("*.png"))
+    found = read(folder)
+    run = found.run
     took = f", took {run['seconds']} s" if "seconds" in run else ""
+    about = (
+        f"<p>{_text(run['summary'])}<br>Source: {_text(run.get('source', ''))}. "
+        f"Preset {_text(run.get('preset', ''))}, {_text(run.get('status', ''))}{took}.</p>"
+        if "summary" in run
+        else ""
+    )
+    figures = [_figure(path) for path in found.figures] or _drawn(found)
     parts = [
-        f"<p>{_text(run.get('summary', ''))}<br>Source: {_text(run.get('source', ''))}. "
-        f"Preset {_text(run.get('preset', ''))}, {_text(run.get('status', ''))}{took}.</p>",
+        about,
+        _section("Claims", _claims(found.claims)) if found.claims else "",
+        _section("Figures", "".join(figures)),
+        _section("Tables", _found(found.tables, found.notes)),
+        _section(f"Results: {len(found.rows)} rows", _table(found.rows)) if len(found.rows) else "",
         _section("What was run", _definitions(run.get("settings", {}))),
-        _section("Claims", _claims(claims)) if claims else "",
-        _section("Figures", "".join(map(_figure, figures))) if figures else "",
-        _section("Tables", _found(found["tables"], found["notes"])),
-        _section(f"Results: {len(rows)} rows", _table(rows)) if len(rows) else "",
         _section("Environment", _definitions(run.get("environment", {}))),
     ]
-    return _page(run.get("experiment", folder.name), parts)
+    return _page(found.title, parts)
 
 
-def _sweep(folder: Path) -> str:
-    """A sweep that was run from Python: placed here as the experiments place theirs."""
-    from jaxstab import store
+def _drawn(found: Contents) -> list[str]:
+    """The diagrams of a sweep, which has no pictures in its folder."""
     from jaxstab.experiments import minima
 
-    description = store.read_description(folder) or {}
-    records = store.read_records(folder)
-    rows = pd.DataFrame(records)
-    parts = [_section("What was run", _definitions(description))]
-    n = description.get("n")
-    if n and "sharpness" in rows:
-        rows = minima.place(
-            records, n, loss_kind=description.get("config", {}).get("loss", "squared")
-        )
-        figures = [_image(plots.png(f), name) for name, f in minima.diagrams(rows, n=n).items()]
-        table = minima.table(rows, n=n).rendered()
-        parts.append(_section("Figures", "".join(figures)))
-        parts.append(_section("Table", _found([table], minima.conclusion(rows))))
-    parts.append(_section(f"Results: {len(rows)} runs", _table(rows)))
-    return _page(f"Sweep {folder.resolve().name}", parts)
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """What an unfinished run, or a folder written before there were tables.json, has instead."""
-    path = folder / "summary.txt"
-    return {"tables": [], "notes": [path.read_text()] if path.exists() else []}
+    if found.n is None:
+        return []
+    figures = minima.diagrams(found.rows, n=found.n)
+    return [_image(plots.png(figure), name) for name, figure in figures.items()]
 
 
 def _found(rendered: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
@@ -143,13 +112,13 @@ def _table(rows: pd.DataFrame) -> str:
     return tables.to_html(Table("results", rows, columns).rendered())
 
 
-def show_claim(claim: "Claim") -> str:
+def show_claim(claim: Mapping[str, Any]) -> str:
     """Statistic, measured value with its interval, prediction and kind, in one line."""
-    low, high = (claim.uncertainty or {}).get("interval", (0, 0))
+    low, high = (claim["uncertainty"] or {}).get("interval", (0, 0))
     around = "" if low == high else f" [{show(low)}, {show(high)}]"
     return (
-        f"{claim.statistic}: {show(claim.measured)}{around}, predicted {show(claim.predicted)} "
-        f"({claim.kind})"
+        f"{claim['statistic']}: {show(claim['measured'])}{around}, predicted "
+        f"{show(claim['predicted'])} ({claim['kind']})"
     )
 
 
@@ -197,7 +166,3 @@ def _figure(path: Path) -> str:
 def _image(content: bytes, name: str) -> str:
     encoded = base64.b64encode(content).decode()
     return f'<img alt="{_text(name)}" src="data:image/png;base64,{encoded}">\n'
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    return files.read_json(path) if path.exists() else default
