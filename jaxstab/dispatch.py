@@ -101,15 +101,25 @@ def make_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
 
 
 def ended_runs(
-    work: Work, loops: Mapping[int, training.Loop], points: Sequence[Point]
+    work: Work,
+    loops: Mapping[int, training.Loop],
+    points: Sequence[Point],
+    take: Callable[[Point], bool] = lambda _: True,
 ) -> Iterator[Ended]:
-    """Trains and measures the points, batch size by batch size, and yields each when done."""
+    """Trains and measures the points, batch size by batch size, and yields each when done.
+
+    Args:
+      work: what all of them share.
+      loops: the compiled loop of each batch size.
+      points: the runs.
+      take: asked when a lane is free for a run; False leaves it to somebody else.
+    """
     work = work.place()
     waiting: list[Ended] = []
     for batch_size, loop in loops.items():
         # the longest runs first: they would leave the other devices idle at the end
         queue = deque(point for point in points if point.batch_size == batch_size)
-        for ended in _train(work, loop, queue):
+        for ended in _train(work, loop, queue, take):
             waiting.append(ended)
             if len(waiting) == work.mesh.size:
                 yield from _assess(work, waiting)
@@ -118,20 +128,26 @@ def ended_runs(
         yield from _assess(work, waiting)
 
 
-def _train(work: Work, loop: training.Loop, queue: deque[Point]) -> Iterator[Ended]:
-    """Trains all runs of the queue, which share a batch size."""
-    if not queue:
-        return
+def _train(
+    work: Work, loop: training.Loop, queue: deque[Point], take: Callable[[Point], bool]
+) -> Iterator[Ended]:
+    """Trains all runs of the queue, which share a batch size, that can be taken."""
     lanes = work.mesh.size * min(work.runs_per_device, -(-len(queue) // work.mesh.size))
     running: list[Point | None] = [None] * lanes
-    states = _idle_lanes(work, loop, lanes)
+    states: Any = None
     budget = 1
     first_call = True
-    while queue or any(running):
+    while True:
         begin = np.zeros(lanes, bool)
         for lane in range(lanes):
-            if running[lane] is None and queue:
-                running[lane], begin[lane] = queue.popleft(), True
+            while running[lane] is None and queue:
+                point = queue.popleft()
+                if take(point):
+                    running[lane], begin[lane] = point, True
+        if not any(running):
+            return
+        if states is None:
+            states = _idle_lanes(work, loop, lanes)
         # an idle lane needs some numbers too; its state says that there is nothing to do
         points = [point or Point(0, 1.0, 1.0, 0) for point in running]
         started_at = time.perf_counter()

@@ -1,19 +1,22 @@
 """Finished runs of a sweep on disk: written at once, atomically, and found again.
 
-    out/sweep.json               what the sweep is
-    out/runs/<id>/record.json    configuration and metrics of one finished run
-    out/runs/<id>/history.npz    steps and losses along the run
-    out/runs/<id>/params/        parameters, as an orbax checkpoint
+    out/sweep.json                what the sweep is
+    out/runs/<id>/record.json     configuration and metrics of one finished run
+    out/runs/<id>/history.npz     steps and losses along the run
+    out/runs/<id>/params/         parameters, as an orbax checkpoint
+    out/runs/<id>/SHA256SUMS      checksums of all these
+    out/leases/                   which process is at which run (`jaxstab.leases`)
+    out/damaged/<id>              a run that was found damaged, moved here and computed again
 
 A run is written to a temporary folder beside its place and renamed into it when complete, so a
-folder under its own name is always whole, whenever the process was killed.
+folder under its own name is whole, whenever the process was killed, until something else damages
+it; its checksums tell. Several processes may have the folder open and write to it.
 """
 
 import logging
 import math
 import os
 import shutil
-import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +26,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxstab import files
+from jaxstab import checksums, files
+from jaxstab.leases import Leases, is_dead, machine, owner
 
 SWEEP_FILE = "sweep.json"
+FORMAT = 1  # of the folder; another one is another sweep
+_RECORD, _HISTORY, _PARAMS = "record.json", "history.npz", "params"
 
 
 class Store:
@@ -40,10 +46,12 @@ class Store:
 
         Raises:
           ValueError: if the folder holds a different sweep, with what differs, or other files
-            where a sweep would be expected, or is a file.
+            where a sweep would be expected, or is a file, or its description is damaged.
+          OSError: if the folder cannot be made.
         """
         self.folder = files.check_folder(folder)
         self.runs = self.folder / "runs"
+        wanted = {"format": FORMAT, **description}
         held = read_description(self.folder)
         if held is None:
             if self.runs.exists() and any(self.runs.iterdir()):
@@ -51,48 +59,115 @@ class Store:
                     f"{self.folder} has a folder of runs but no {SWEEP_FILE}, so it cannot be "
                     "told which sweep it is: give another output folder, or remove it"
                 )
+            with files.writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            created = files.create_json(self.folder / SWEEP_FILE, wanted)
+            held = wanted if created else read_description(self.folder)
+        different = differences(held, wanted)
+        if different:
+            raise ValueError(
+                f"{self.folder} holds a different sweep ({'; '.join(different)}): "
+                "give another output folder, or remove that one"
+            )
+        with files.writing(self.folder):
             self.runs.mkdir(parents=True, exist_ok=True)
-            files.write_json(self.folder / SWEEP_FILE, description)
-        else:
-            different = differences(held, dict(description))
-            if different:
-                raise ValueError(
-                    f"{self.folder} holds a different sweep ({'; '.join(different)}): "
-                    "give another output folder, or remove that one"
-                )
-            self.runs.mkdir(parents=True, exist_ok=True)
-        self._remove_remains()
+        for path in self.runs.glob(f".*.{machine()}.*"):  # what killed processes left half written
+            if is_dead(f"{machine()}{path.suffix}"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def leases(self) -> Leases:
+        """Leases on runs: who holds one may compute the run and write it."""
+        return Leases(self.folder / "leases")
+
+    def names(self) -> set[str]:
+        """Identifiers of all runs in the folder, whole or not."""
+        return {name for name in os.listdir(self.runs) if not name.startswith(".")}
+
+    def record(
+        self, identifier: str, expected: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        """Returns the record of a finished run, or None if there is none or it is damaged.
+
+        Args:
+          identifier: of the run.
+          expected: entries that the record must have, so that no run passes for another one.
+
+        Cost: all files of the run are read, for their checksums.
+        """
+        place = self.runs / identifier
+        if not os.path.lexists(place) or _damage(place, expected):
+            return None
+        return files.read_json(place / _RECORD)
+
+    def make_room(self, identifier: str, expected: Mapping[str, Any] | None = None) -> None:
+        """Sets a damaged run aside, with a warning, and removes what another process began.
+
+        For the holder of the run's lease.
+        """
+        for path in self.runs.glob(f".{identifier}.*"):
+            shutil.rmtree(path, ignore_errors=True)
+        place = self.runs / identifier
+        damage = _damage(place, expected) if os.path.lexists(place) else None
+        if damage is None:
+            return
+        aside = self.folder / "damaged" / identifier
+        for count in range(2, 1000):
+            if not os.path.lexists(aside):
+                break
+            aside = aside.with_name(f"{identifier}.{count}")
+        with files.writing(aside):
+            aside.parent.mkdir(exist_ok=True)
+            place.rename(aside)
+        warnings.warn(
+            f"{place} is damaged ({damage}): it is set aside as {aside} and computed again",
+            stacklevel=2,
+        )
 
     def write(
-        self, identifier: str, record: Mapping[str, Any], params: Any, history: Mapping[str, Any]
-    ) -> None:
-        """Writes one finished run; another process that was faster is left alone."""
+        self,
+        identifier: str,
+        record: Mapping[str, Any],
+        params: Any,
+        history: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Writes one finished run and returns its record as it is read back.
+
+        If a process that took this one for dead was faster, its run stays, and is returned.
+
+        Raises:
+          OSError: if it cannot be written; what was there before is untouched.
+        """
         place = self.runs / identifier
-        temporary = self.runs / f".{identifier}.{socket.gethostname()}.{os.getpid()}"
+        temporary = self.runs / f".{identifier}.{owner()}"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_params(temporary / "params", params)
-        arrays: dict[str, Any] = {name: np.asarray(values) for name, values in history.items()}
-        np.savez(temporary / "history.npz", **arrays)
-        files.write_json(temporary / "record.json", record)
         try:
-            temporary.rename(place)
-        except OSError:
-            if not (place / "record.json").exists():
-                raise
-            shutil.rmtree(temporary)
+            with files.writing(place):
+                temporary.mkdir()
+                save_params(temporary / _PARAMS, params)
+                arrays: dict[str, Any] = {name: np.asarray(x) for name, x in history.items()}
+                np.savez(temporary / _HISTORY, **arrays)
+                files.write_json(temporary / _RECORD, record)
+                checksums.seal(temporary)
+            try:
+                temporary.rename(place)
+            except OSError:
+                if _damage(place, None):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return files.read_json(place / _RECORD)
 
-    def record(self, identifier: str) -> dict[str, Any] | None:
-        """Returns the record of a finished run, or None."""
-        path = self.runs / identifier / "record.json"
-        return files.read_json(path) if path.exists() else None
 
-    def _remove_remains(self) -> None:
-        """Removes what killed processes of this machine left half written."""
-        for path in self.runs.glob(f".*.{socket.gethostname()}.*"):
-            pid = path.name.rpartition(".")[2]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
+def _damage(place: Path, expected: Mapping[str, Any] | None) -> str | None:
+    """Returns what is wrong with the folder of a run, or None."""
+    found = checksums.find_damage(place)
+    if found:
+        return found
+    if not ((place / _RECORD).is_file() and (place / _HISTORY).is_file()):
+        return f"{_RECORD} or {_HISTORY} is missing"
+    record = files.read_json(place / _RECORD)
+    wrong = [name for name, value in (expected or {}).items() if record.get(name) != value]
+    return f"its record is of another run: {wrong[0]} {record.get(wrong[0])!r}" if wrong else None
 
 
 def read_description(folder: Path | str) -> dict[str, Any] | None:
@@ -105,11 +180,14 @@ def read_records(folder: Path | str) -> list[dict[str, Any]]:
     """Returns the records of all finished runs in a folder, by learning rate within batch size.
 
     Raises:
-      ValueError: if the folder holds no sweep.
+      ValueError: if the folder holds no sweep, or a record in it is damaged.
     """
     if read_description(folder) is None:
         raise ValueError(f"{folder} holds no sweep: {SWEEP_FILE} is missing")
-    records = [files.read_json(path) for path in (Path(folder) / "runs").glob("[!.]*/record.json")]
+    records = []
+    for place in (Path(folder) / "runs").glob("[!.]*"):
+        _check_whole(place, only=_RECORD)
+        records.append(files.read_json(place / _RECORD))
     names = ("batch_size", "learning_rate", "init_scale", "seed")
     return sorted(records, key=lambda record: tuple(record[name] for name in names))
 
@@ -155,18 +233,43 @@ def load_params(path: Path | str, like: Any = None) -> Any:
         back as such, and other containers as dicts.
 
     Raises:
-      ValueError: if there is no checkpoint.
+      ValueError: if there is no checkpoint, or it is damaged.
     """
     path = Path(path).absolute()
     if not path.exists():
         raise ValueError(f"no checkpoint at {path}")
+    if (path.parent / checksums.SEAL).exists():
+        _check_whole(path.parent)
+    template = None if like is None else jax.tree.map(lambda _: np.zeros(()), like)
     with _checkpointer() as checkpointer:
-        if like is None:
-            return checkpointer.restore(path)
-        # names, not positions, decide which array goes where
-        template = jax.tree.map(lambda _: np.zeros(()), like)
-        restored = checkpointer.restore(path, item=template)
+        try:
+            # names, not positions, decide which array goes where
+            restored = checkpointer.restore(path, item=template)
+        except Exception as error:  # orbax and tensorstore have many types for it
+            raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if like is None:
+        return restored
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
+
+
+def load_history(folder: Path | str) -> dict[str, np.ndarray]:
+    """Reads the arrays along a finished run, `out/runs/<id>`.
+
+    Raises:
+      ValueError: if the run is damaged.
+    """
+    _check_whole(Path(folder), only=_HISTORY)
+    with np.load(Path(folder) / _HISTORY) as file:
+        return dict(file)
+
+
+def _check_whole(place: Path, *, only: str | None = None) -> None:
+    damage = checksums.find_damage(place, only=only)
+    if damage:
+        raise ValueError(
+            f"{place} is damaged ({damage}): the same sweep, called again, sets it aside and "
+            "computes it again"
+        )
 
 
 def differences(held: Any, wanted: Any) -> list[str]:
@@ -185,16 +288,6 @@ def _differences(held: Any, wanted: Any, name: str) -> list[str]:
     # the same sum in another order, on another device: far below what a change of sweep does
     same = math.isclose(held, wanted, rel_tol=1e-3) if numbers else held == wanted
     return [] if same else [f"{name} was {held!r}, now {wanted!r}"]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

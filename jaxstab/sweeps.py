@@ -3,13 +3,16 @@
 Runs are grouped by batch size, which is all that compilation depends on; `jaxstab.dispatch` spreads
 them over the devices, and `jaxstab.store` keeps what is finished.
 
-Several hosts (`jax.distributed`): every process drives its own devices and takes every
-`process_count`-th missing run; the processes share nothing but the output folder.
+Several processes, on one host or many: each drives its own devices, and they share nothing but the
+output folder. A process leases a run when a device of it is free (`jaxstab.leases`), so faster ones
+do more, and what a dead one had in hand is done by others. They need not know of each other: the
+same call in each, at any time, is enough, with or without `jax.distributed`. That is why no
+collective operation is used: one would tie all processes to the slowest, and to the life of each.
 """
 
 import hashlib
 import itertools
-import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +23,13 @@ import jax
 import numpy as np
 import optax
 
-from jaxstab import checks, dispatch, store, training
+from jaxstab import checks, dispatch, files, store, training
 from jaxstab.callables import as_pytree
 from jaxstab.dispatch import Point
 from jaxstab.precision import check_precision
+from jaxstab.processes import use_host_devices as use_host_devices
+
+POLL_SECONDS = 0.5  # between two looks at what other processes have finished
 
 
 @dataclass(frozen=True)
@@ -49,45 +55,14 @@ class SweepResult:
         point = _point(record)
         if self.out is None:
             return self._kept[point][0]
-        return store.load_params(self.out / "runs" / point.identifier / "params", self._like)
+        return store.load_params(_place(self.out, point) / "params", self._like)
 
     def load_history(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Returns the arrays `steps` and `loss` along a run."""
         point = _point(record)
         if self.out is None:
             return self._kept[point][1]
-        with np.load(self.out / "runs" / point.identifier / "history.npz") as file:
-            return dict(file)
-
-
-def use_host_devices(count: int | None = None) -> int:
-    """Makes JAX show one CPU device per core, so that a sweep trains one run on each.
-
-    A process-wide choice of JAX that can be made only before its first computation, so a program
-    makes it (the command line does, first thing), never a function of this library.
-
-    Args:
-      count: number of CPU devices; by default the cores that this process may use.
-
-    Returns:
-      The number of CPU devices asked for.
-
-    Raises:
-      RuntimeError: if JAX has already started with another number.
-    """
-    if count is None:
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-        count = count or os.cpu_count() or 1
-    checks.check_at_least("count", count, 1)
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError as error:
-        if len(jax.local_devices(backend="cpu")) != count:
-            raise RuntimeError(
-                "the number of host devices must be set before JAX's first computation: call "
-                "use_host_devices() at the start of the program"
-            ) from error
-    return count
+        return store.load_history(_place(self.out, point))
 
 
 def sweep(
@@ -119,7 +94,9 @@ def sweep(
 
     A seed fixes the initial parameters (for all learning rates and batch sizes) and the batches
     (for all learning rates), whatever the number of devices. With `out`, each finished run is
-    written at once and a repeated call does only what is missing.
+    written at once, a repeated call does only what is missing, and calls in several processes share
+    the runs: each returns when all runs are finished, with all of them. A damaged run in the folder
+    is set aside, with a warning, and computed again.
 
     Args:
       loss: `loss(params, example) -> scalar` for one example.
@@ -154,8 +131,10 @@ def sweep(
       `SweepResult`. A run that diverged is a result like others.
 
     Raises:
-      ValueError: if an argument is out of range, data are empty or not finite, or `out` holds a
-        different sweep. Before any training.
+      ValueError: if an argument is out of range, data are empty or not finite, `out` holds a
+        different sweep, or there are several JAX processes and no `out`. Before any training.
+      OSError: if a run cannot be written, for want of room or of rights. What is in the folder
+        stays whole.
       TypeError: if `init` does not give floating-point arrays.
     """
     points = grid(learning_rates, batch_sizes, seeds, init_scales, data, replacement=replacement)
@@ -190,38 +169,105 @@ def sweep(
         mesh,
         checks.check_at_least("runs_per_device", runs_per_device, 1),
     )
-    folder = None
-    if out is not None:
-        folder = store.Store(out, _describe(work, loops, points, initial, config))
-    return _run_missing(work, loops, points, folder, progress, initial)
+    progress = progress or _silent
+    if out is None:
+        if devices is None and jax.process_count() > 1:
+            raise ValueError(
+                f"{jax.process_count()} JAX processes share a sweep through its folder: give out, "
+                "on a file system that all of them see (or devices, to do all runs here)"
+            )
+        records, kept = _run_here(work, loops, points, progress)
+        return SweepResult(records, None, initial, kept)
+    folder = store.Store(out, _describe(work, loops, points, initial, config))
+    return SweepResult(_run_shared(work, loops, points, folder, progress), folder.folder, initial)
 
 
-def _run_missing(
+def _run_here(
     work: dispatch.Work,
     loops: Mapping[int, training.Loop],
     points: Sequence[Point],
-    folder: store.Store | None,
-    progress: Callable[..., None] | None,
-    like: Any,
-) -> SweepResult:
-    """Does the runs that the folder does not hold and returns all of them."""
-    stored = {point: folder.record(point.identifier) for point in points} if folder else {}
-    records = {point: record for point, record in stored.items() if record is not None}
-    kept = {}
-    if progress is not None:
-        progress(len(records), len(points), None)
-    missing = [point for point in points if point not in records]
-    mine = missing[jax.process_index() :: jax.process_count()]
-    for point, record, params, history in dispatch.ended_runs(work, loops, mine):
-        if folder is None:
-            kept[point] = params, history
-        else:
-            folder.write(point.identifier, record, params, history)
-        records[point] = record
-        if progress is not None:
-            progress(len(records), len(points), record)
-    done = [records[point] for point in points if point in records]
-    return SweepResult(done, folder.folder if folder else None, like, kept)
+    progress: Callable[..., None],
+) -> tuple[list[dict[str, Any]], dict[Point, Any]]:
+    """Does all runs, and keeps parameters and histories in memory."""
+    records, kept = {}, {}
+    progress(0, len(points), None)
+    for point, record, params, history in dispatch.ended_runs(work, loops, points):
+        records[point], kept[point] = record, (params, history)
+        progress(len(records), len(points), record)
+    return [records[point] for point in points], kept
+
+
+def _run_shared(
+    work: dispatch.Work,
+    loops: Mapping[int, training.Loop],
+    points: Sequence[Point],
+    folder: store.Store,
+    progress: Callable[..., None],
+) -> list[dict[str, Any]]:
+    """Does the runs that the folder does not hold, beside others who do so; returns all of them."""
+    records: dict[Point, dict[str, Any]] = {}
+    known: set[Point] = set()  # to be in the folder, whole or damaged
+
+    def read(point: Point) -> dict[str, Any] | None:
+        return folder.record(point.identifier, point._asdict())
+
+    def read_new() -> list[Point]:
+        names = folder.names()
+        new = [point for point in points if point not in known and point.identifier in names]
+        known.update(new)
+        found = {point: record for point in new if (record := read(point)) is not None}
+        records.update(found)
+        return list(found)
+
+    def tell(finished: Sequence[Point]) -> None:
+        for done, point in enumerate(finished, len(records) - len(finished) + 1):
+            progress(done, len(points), records[point])
+
+    read_new()
+    progress(len(records), len(points), None)
+    if len(records) == len(points):
+        return [records[point] for point in points]
+    work = work.place()
+    with folder.leases() as leases:
+
+        def take(point: Point) -> bool:
+            with files.writing(folder.folder):
+                if not leases.take(point.identifier):
+                    return False
+            # it may have been finished since we looked
+            if (record := read(point)) is not None:
+                leases.finish(point.identifier)
+                records[point] = record
+                known.add(point)
+                tell([point])
+                return False
+            folder.make_room(point.identifier, point._asdict())
+            return True
+
+        def put(point: Point, record: Any, params: Any, history: Any) -> None:
+            try:
+                if leases.holds(point.identifier):
+                    records[point] = folder.write(point.identifier, record, params, history)
+            except Exception:
+                if leases.holds(point.identifier):
+                    raise
+            if point not in records:  # another took this process, held up, for dead, and does it
+                return leases.give_up(point.identifier)
+            known.add(point)
+            leases.finish(point.identifier)
+            tell([point])
+
+        while len(records) < len(points):
+            by_name = {point.identifier: point for point in points if point not in records}
+            free = [by_name[name] for name in leases.available(by_name)]
+            for ended in dispatch.ended_runs(work, loops, free, take):
+                put(*ended)
+                tell(read_new())
+            new = read_new()
+            tell(new)
+            if not (free or new):
+                time.sleep(POLL_SECONDS)
+    return [records[point] for point in points]
 
 
 def _describe(
@@ -248,7 +294,7 @@ def _describe(
         "divergence": float(work.settings.divergence),
         "replacement": loop.replacement,
         "n": checks.data_size(work.data),
-        "data": _digest(work.data),
+        "data": digest(work.data),
         "parameters": {
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
         },
@@ -279,7 +325,7 @@ def _initialize(init, key, scale):
     return init(key, scale)
 
 
-def _digest(data: Any) -> str:
+def digest(data: Any) -> str:
     """Returns a hash of the contents and shapes of all arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
@@ -299,6 +345,14 @@ def _name(measure: Any) -> str | None:
 
 def _evaluated(evaluate: Any, params: Any) -> list[str]:
     return [] if evaluate is None else sorted(jax.eval_shape(evaluate, params))
+
+
+def _silent(done: int, total: int, record: Any) -> None:
+    """The progress of a sweep that nobody watches."""
+
+
+def _place(out: Path, point: Point) -> Path:
+    return out / "runs" / point.identifier
 
 
 def _point(record: Mapping[str, Any]) -> Point:

@@ -1,5 +1,6 @@
-"""A small sweep in a process of its own, for tests that kill it: OUT DEVICES PAUSE DISTRIBUTED."""
+"""A small sweep in a process of its own, for tests that kill it: OUT DEVICES PAUSE JOB."""
 
+import contextlib
 import json
 import sys
 import time
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxstab import sweeps
+from jaxstab import dispatch, processes, sweeps
 
 
 def loss(params, example):
@@ -24,19 +25,35 @@ def init(key, scale):
     }
 
 
-def main(out, devices, pause, distributed):
-    sweeps.use_host_devices(devices)
-    if distributed:
-        address, count, index = distributed.split(",")
-        jax.distributed.initialize(address, int(count), int(index))
+class Told(list):
+    """A list that prints what is put into it."""
+
+    def append(self, name):
+        super().append(name)
+        print("computed", name, flush=True)
+
+
+def noting(computed, ended_runs):
+    """The driver, that notes which runs it has computed."""
+
+    def note(*arguments):
+        for ended in ended_runs(*arguments):
+            computed.append(ended.point.identifier)
+            yield ended
+
+    return note
+
+
+def run(out, pause):
     x = jax.random.normal(jax.random.key(5), (20, 3))
     data = x, jnp.sin(x).sum(1)
+    started = time.time()
 
     def progress(done, total, record):
-        print(done, total, flush=True)
+        print(done, total, round(time.time() - started, 3), flush=True)
         time.sleep(pause)
 
-    result = sweeps.sweep(
+    return sweeps.sweep(
         loss,
         init,
         data,
@@ -51,7 +68,20 @@ def main(out, devices, pause, distributed):
         evaluate=lambda params: {"norm": optax.tree.norm(params)},
         progress=progress,
     )
-    print(json.dumps([len(jax.devices()), result.records]), flush=True)
+
+
+def main(out, devices, pause, job):
+    sweeps.use_host_devices(devices)
+    dispatch.ended_runs = noting(Told(), dispatch.ended_runs)
+    joining = contextlib.nullcontext()
+    if job:
+        address, count, index = job.split(",")
+        joining = processes.joined(
+            out, coordinator_address=address, num_processes=int(count), process_id=int(index)
+        )
+    with joining:
+        result = run(out, pause)
+        print(json.dumps([len(jax.devices()), result.records]), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -281,6 +282,50 @@ def test_measure_refuses_what_does_not_fit(swept, tmp_path, capsys):
     words = ["measure", "--checkpoint", str(tmp_path / "none"), "--dataset", "digits"]
     assert cli.main([*words, "--model", "fnn-small"]) == cli.EXIT_USER_ERROR
     assert "no checkpoint at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--learning-rate -1 --batch-size 4", "learning_rate must be finite and positive"),
+        ("--learning-rate 1 --batch-size 41", "batch_size 41 is above the number of examples 40"),
+        ("--learning-rate 1 --batch-size N", "'N' is neither a number nor n"),
+    ],
+)
+def test_measure_checks_before_it_measures(swept, monkeypatch, capsys, words, message):
+    monkeypatch.setattr("jaxstab.measurement.measure", lambda *_, **__: pytest.fail("measured"))
+    assert measure(swept, *words.split())[0] == cli.EXIT_USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_measure_says_when_the_problem_is_another(swept, monkeypatch):
+    monkeypatch.setattr("jaxstab.measurement.measure", stop)
+    for words, message in [
+        ("--loss cross_entropy", "config.loss was 'squared', now 'cross_entropy'"),
+        ("--n-train 30", "n was 40, now 30; data was"),
+    ]:
+        with pytest.warns(UserWarning, match=f"sweep of another problem .*{message}"):
+            measure(swept, *words.split())
+    measure(swept)  # the same: a warning would be an error
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_damaged_checkpoint_is_named(swept, tmp_path, capsys):
+    run = next((swept / "sweep" / "runs").glob("B10-*"))
+    shutil.copytree(run, tmp_path / run.name)
+    (tmp_path / run.name / "record.json").write_text("")
+    words = ["--dataset", "digits", "--model", "fnn-small", "--n-train", "40", "--checkpoint"]
+    assert cli.main(["measure", *words, str(tmp_path / run.name)]) == cli.EXIT_USER_ERROR
+    assert "is damaged (the contents of record.json differ" in capsys.readouterr().err
+
+
+def test_a_job_is_described_together(tmp_path, capsys):
+    grid = ["sweep", "--learning-rate", "1", "--batch-size", "4", "--num-processes", "2", "--out"]
+    assert cli.main([*grid, str(tmp_path / "out")]) == cli.EXIT_USER_ERROR
+    assert "--num-processes belongs to --distributed" in capsys.readouterr().err
 
 
 def test_report_on_both_kinds_of_folder(swept, capsys):

@@ -21,8 +21,9 @@ MODULES = sorted(
 # data → loss → operator → eigen → verdict; transforms → training → sweeps → experiments.
 # A module imports from its own layer and from lower ones; eigen and the operators do not meet.
 LAYERS = {
-    "callables": 0, "checks": 0, "convolutions": 0, "emulation": 0, "files": 0, "names": 0,
-    "precision": 0, "progress": 0, "resolution": 0, "trees": 0,
+    "callables": 0, "checks": 0, "convolutions": 0, "emulation": 0, "files": 0, "leases": 0,
+    "names": 0, "precision": 0, "progress": 0, "resolution": 0, "trees": 0,
+    "checksums": 1, "processes": 1,
     "data": 1, "tfds": 1, "losses": 1, "sampling": 1, "models": 2, "deep_models": 1, "testing": 2,
     "operators": 3, "eigen": 3,
     "measurement": 4,

@@ -2,13 +2,7 @@
 
 import json
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import chex
 import jax
@@ -17,11 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstab import store, sweeps, training
+from jaxstab import sweeps, training
 from jaxstab.eigen import EigenResult, Interval
 from jaxstab.measurement import Measurement
 
-SCRIPT = Path(__file__).with_name("sweep_script.py")
 X = jax.random.normal(jax.random.key(0), (12, 3))
 DATA = X, X @ jnp.array([1.0, -1.0, 0.5])
 
@@ -185,27 +178,6 @@ def test_another_sweep_is_refused(tmp_path):
     small(tmp_path, batch_sizes=[3])
 
 
-def test_only_what_dead_processes_left_is_removed(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host = socket.gethostname()
-    store.Store(tmp_path, {"a": 1})
-    left = [tmp_path / "runs" / f".run.{host}.{pid}" for pid in (dead.pid, os.getpid())]
-    left.append(tmp_path / "runs" / f".run.another-host.{dead.pid}")
-    for path in left:
-        path.mkdir()
-    store.Store(tmp_path, {"a": 1})
-    assert [path.exists() for path in left] == [False, True, True]
-
-
-def test_a_run_that_another_process_wrote_first_stays(tmp_path):
-    folder = store.Store(tmp_path, {})
-    folder.write("run", {"loss": 1.0}, {"w": np.zeros(2)}, {"loss": [1.0]})
-    folder.write("run", {"loss": 2.0}, {"w": np.ones(2)}, {"loss": [2.0]})
-    assert folder.record("run") == {"loss": 1.0}
-    assert [path.name for path in folder.runs.iterdir()] == ["run"]
-
-
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"no sweep\.json"):
@@ -240,71 +212,8 @@ def test_wrong_input_is_refused_before_any_training(case, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def start_script(out, devices, pause=0.0, distributed=""):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(out), str(devices), str(pause), distributed],
-        stdout=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-
-
-def finish_script(process):
-    lines = process.communicate(timeout=300)[0].splitlines()
-    assert process.returncode == 0
-    return json.loads(lines[-1]), lines[:-1]
-
-
-def test_a_kill_loses_only_runs_in_hand_on_any_number_of_devices(tmp_path):
-    whole = start_script(tmp_path / "whole", 2)
-    killed = start_script(tmp_path / "killed", 1, pause=0.3)
-    while not killed.stdout.readline().startswith("4 "):
-        assert killed.poll() is None
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("killed/runs/*/record.json")}
-    assert 4 <= len(before) < 12
-    (devices, expected), _ = finish_script(whole)
-    assert devices == 2
-    (devices, records), lines = finish_script(start_script(tmp_path / "killed", 1))
-    assert devices == 1 and lines[0] == f"{len(before)} 12"
-    same_records(records, expected)
-    assert sum(record["status"] == "diverged" for record in records) == 4
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert not list(tmp_path.glob("killed/runs/.*"))
-
-
-def test_processes_share_the_work(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    both = [start_script(tmp_path, 2, distributed=f"{address},2,{index}") for index in range(2)]
-    own = [finish_script(process)[0] for process in both]
-    assert [devices for devices, _ in own] == [4, 4]
-    assert len(list(tmp_path.glob("runs/[!.]*/record.json"))) == 12
-    # a process may see what the other one finished before it started, and nothing is done twice
-    assert all(len(records) >= 6 for _, records in own)
-
-
-def test_host_devices_are_set_before_jax_starts():
-    code = """
-from jaxstab import sweeps
-assert sweeps.use_host_devices(3) == 3
-import jax
-assert len(jax.devices()) == 3
-assert sweeps.use_host_devices(3) == 3
-try:
-    sweeps.use_host_devices(2)
-except RuntimeError as error:
-    assert "first computation" in str(error)
-else:
-    raise AssertionError
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_a_sweep_without_a_tolerance_is_recognised(tmp_path):
-    description = {"loss_tolerance": -math.inf, "config": {"rate": math.inf}, "n": 3}
-    store.Store(tmp_path, description)
-    store.Store(tmp_path, description)
-    with pytest.raises(ValueError, match=r"config\.rate was 'inf', now 1\.0"):
-        store.Store(tmp_path, description | {"config": {"rate": 1.0}})
+def test_several_processes_need_a_folder(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="2 JAX processes share a sweep through its folder"):
+        small()
+    assert len(small(devices=jax.local_devices()).records) == 8

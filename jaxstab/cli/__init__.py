@@ -5,7 +5,9 @@ Each command imports what it needs, so that `jaxstab list` and a typo are answer
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from jaxstab.cli.options import add_settings, reader
 from jaxstab.cli.parser import TRACEBACK, build_parser, check_names
@@ -33,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else argv
         check_names(words)
         given = build_parser(words).parse_args(words)
-        if argv is None and given.computes:
-            _use_all_cores()
+        if argv is None:
+            warnings.showwarning = _show_warning
+            if given.computes:
+                _use_all_cores()
         return given.handler(given)
     except SystemExit as stop:  # argparse has printed its message
         return int(stop.code or 0)
@@ -49,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"jaxstab: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"jaxstab: warning: {message}", file=sys.stderr)
 
 
 def _use_all_cores() -> None:

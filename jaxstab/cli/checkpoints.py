@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,20 +61,47 @@ def _load_checkpoint(given: argparse.Namespace) -> tuple[Any, Any]:
     folder = folder / "params" if (folder / "params").is_dir() else folder
     like = jax.eval_shape(problem.init, jax.random.key(0), 1.0)
     params = problems.check_like(store.load_params(folder), like, folder)
+    _compare_with_sweep(given, problem, folder)
     return problem, params
+
+
+def _compare_with_sweep(given: argparse.Namespace, problem: Any, params: Path) -> None:
+    """Warns where the options name something else than the sweep that the parameters are of."""
+    from jaxstab import store, sweeps
+
+    held = store.read_description(params.absolute().parents[2]) or {}
+    config = held.get("config", {})
+    named = {name: getattr(given, name) for name in ("dataset", "model", "loss") if name in config}
+    ours = {"config": named, "n": problem.n, "data": sweeps.digest(problem.train)}
+    theirs = {"config": {name: config[name] for name in named}}
+    theirs |= {name: held[name] for name in ("n", "data") if name in held}
+    different = store.differences(theirs, {name: ours[name] for name in theirs})
+    if different:
+        warnings.warn(
+            f"{params} is of a sweep of another problem ({'; '.join(different)}): what follows is "
+            "measured on the problem that the options name",
+            stacklevel=2,
+        )
 
 
 def command_measure(given: argparse.Namespace) -> int:
     """Prints a and s at stored parameters, and the verdict if learning rate and batch are given."""
     import jax
 
-    from jaxstab.experiments.settings import batch_sizes_for, parse_batch_size
+    from jaxstab.checks import check_positive
+    from jaxstab.experiments.settings import numbers_for, parse_batch_size
     from jaxstab.measurement import measure
     from jaxstab.stability.criteria import verdict
 
     if (given.learning_rate is None) != (given.batch_size is None):
         raise ValueError("a verdict needs both --learning-rate and --batch-size")
+    size: Any = None
+    if given.learning_rate is not None:
+        check_positive("learning_rate", given.learning_rate)
+        size = parse_batch_size(given.batch_size)
     problem, params = _load_checkpoint(given)
+    if size is not None:
+        (size,) = numbers_for([size], problem.n)
     key = jax.random.key(0)
     found = measure(
         problem.loss,
@@ -85,8 +113,7 @@ def command_measure(given: argparse.Namespace) -> int:
     )
     accuracies = {name: float(value) for name, value in problem.evaluate(params).items()}
     judged = None
-    if given.learning_rate is not None:
-        size = batch_sizes_for([parse_batch_size(given.batch_size)], found.n)[0]
+    if size is not None:
         judged = verdict(
             found, learning_rate=given.learning_rate, batch_size=size, loss_kind=given.loss
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxstab.cli.folders import print_claims
-from jaxstab.cli.options import SETTING, add_json, add_settings, complete, folder
+from jaxstab.cli.options import SETTING, add_json, add_settings, complete, folder, worded
 
 SWEEP_SUMMARY = "train a grid of learning rates and batch sizes and place its minima in eq. 9"
 
@@ -37,6 +37,7 @@ def add(commands: Any, argv: Sequence[str]) -> None:
 
         sweep.set_defaults(preset="quick")
         _add_run_options(sweep, SWEEP, required=("learning_rates", "batch_sizes"))
+        _add_job(sweep)
 
 
 def _add_run_options(
@@ -47,6 +48,22 @@ def _add_run_options(
     parser.add_argument("--out", type=folder, default=default, help=f"output folder ({default})")
     parser.add_argument("--data-dir", type=Path, help="folder of prepared TFDS data")
     add_settings(parser, experiment.presets["quick"], required=required)
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=command_sweep)
+    job = parser.add_argument_group(
+        "several processes",
+        "The same command, started several times with one --out on a file system that all of them "
+        "see, shares the runs. --distributed joins the processes of a job first, which gives each "
+        "its devices: on Cloud TPU hosts, and where several processes of a host share its GPUs.",
+    )
+    add, whole = job.add_argument, worded(int)
+    add("--distributed", action="store_true", help="join the processes of this job")
+    text = "of process 0; this and the next two are found in a SLURM, Open MPI or Cloud TPU job"
+    add("--coordinator-address", metavar="HOST:PORT", help=text)
+    add("--num-processes", type=whole, metavar="N", help="how many processes there are")
+    add("--process-id", type=whole, metavar="N", help="which one this is, from 0")
 
 
 def command_list(given: argparse.Namespace) -> int:
@@ -95,3 +112,18 @@ def command_run(given: argparse.Namespace) -> int:
     files = [*found.figures, given.out / "results.csv", given.out / "claims.json", page]
     print("\nfiles\n" + "\n".join(f"  {path}" for path in files))
     return 0
+
+
+def command_sweep(given: argparse.Namespace) -> int:
+    """Runs a sweep, in a job of several processes if that is asked for."""
+    names = ("coordinator_address", "num_processes", "process_id")
+    job = {name: getattr(given, name) for name in names}
+    if not given.distributed:
+        for name, value in job.items():
+            if value is not None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --distributed: give both")
+        return command_run(given)
+    from jaxstab.processes import joined
+
+    with joined(given.out, **job):
+        return command_run(given)

@@ -4,6 +4,7 @@ A module of an experiment defines a frozen dataclass of settings, `run(settings,
 Outcome` and `PRESETS`; the `__init__` of its paper names it. CONTRIBUTING.md shows a whole one.
 """
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -179,9 +180,10 @@ def execute(
     try:
         outcome = experiment.run(settings, context)
     except Exception:
-        if fresh and [path.name for path in out.iterdir()] == ["run.json"]:
+        if fresh and {path.name for path in out.iterdir()} <= {"run.json", "leases"}:
             (out / "run.json").unlink()  # so that the corrected command finds a free folder
-            out.rmdir()
+            with contextlib.suppress(OSError):  # the processes of a job leave it themselves
+                out.rmdir()
         raise
     figures = _write(out, settings, outcome)
     finished = {
@@ -217,7 +219,10 @@ def _claim_folder(out: Path, description: dict[str, Any], defaults: Mapping[str,
     A setting that did not exist when the folder was written had its default then.
     """
     marker = files.check_folder(out) / "run.json"
-    if marker.exists():
+    if not marker.exists():
+        with files.writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+    if marker.exists() or not files.create_json(marker, description | {"status": "started"}):
         held = files.read_json(marker)
         theirs = {"experiment": held.get("experiment"), **defaults} | held.get("settings", {})
         ours = {"experiment": description["experiment"]} | description["settings"]
@@ -229,8 +234,6 @@ def _claim_folder(out: Path, description: dict[str, Any], defaults: Mapping[str,
                 f"{ours.get(key)!r}): give another --out, or remove that folder"
             )
         return False
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_json(marker, description | {"status": "started"})
     return True
 
 

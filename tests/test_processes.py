@@ -1,0 +1,214 @@
+"""Real processes that share a sweep: same table, no run twice, whoever is killed."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxstab import dispatch, leases, processes
+from tests import sweep_script
+
+SCRIPT = Path(__file__).with_name("sweep_script.py")
+RUNS = 12
+
+
+def start(out, devices, pause=0.0, job=""):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(out), str(devices), str(pause), job],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def start_job(out, count, devices, pause=0.0):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [start(out, devices, pause, f"{address},{count},{index}") for index in range(count)]
+
+
+def read(output):
+    """The runs that a process computed, its lines of progress, and its table if it came to one."""
+    lines = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+    computed = [line.split()[1] for line in lines if line.startswith("computed ")]
+    told = [line for line in lines if line[:1].isdigit()]
+    tables = [json.loads(line) for line in lines if line.startswith("[")]
+    return computed, told, tables[0] if tables else None
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return read(output)
+
+
+def written(out):
+    """When each run was put into place."""
+    paths = Path(out).glob("runs/[!.]*/record.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in paths}
+
+
+def same_records(ours, theirs):
+    """Equal up to float rounding: 1e-4 over some hundred float32 steps; counts exactly."""
+    assert len(ours) == len(theirs) == RUNS
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if isinstance(a[name], float):
+                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6, nan_ok=True), name
+            else:
+                assert a[name] == b[name], name
+
+
+def check_complete(out, tables, whole):
+    """Every process has the whole table, no run was computed twice, nothing else is left."""
+    for table in tables:
+        same_records(table, whole)
+    assert len(written(out)) == RUNS
+    assert not list(Path(out).glob("runs/.*")) and not list(Path(out).glob("leases/*"))
+    assert not Path(out, "damaged").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The table of one process, this one."""
+    records = sweep_script.run(tmp_path_factory.mktemp("whole"), 0.0).records
+    assert sum(record["status"] == "diverged" for record in records) == 4
+    return records
+
+
+@pytest.mark.slow
+def test_a_kill_loses_only_runs_in_hand_on_any_number_of_devices(whole, tmp_path):
+    killed = start(tmp_path, 1, pause=0.3)
+    while not killed.stdout.readline().startswith("4 "):
+        assert killed.poll() is None
+    killed.kill()
+    killed.communicate()
+    before = written(tmp_path)
+    assert 4 <= len(before) < RUNS
+    computed, told, (devices, records) = finish(start(tmp_path, 8))
+    assert devices == 8 and told[0].startswith(f"{len(before)} {RUNS} ")
+    assert len(computed) == RUNS - len(before) and not before.keys() & set(computed)
+    check_complete(tmp_path, [records], whole)
+    assert before.items() <= written(tmp_path).items()
+
+
+@pytest.mark.parametrize(
+    ("count", "joined"),
+    [
+        (2, True),
+        pytest.param(2, False, marks=pytest.mark.slow),
+        pytest.param(4, True, marks=pytest.mark.slow),
+        pytest.param(4, False, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_share_the_work_and_each_has_all_of_it(count, joined, whole, tmp_path):
+    if joined:
+        started = start_job(tmp_path, count, 8 // count, pause=0.05)
+    else:
+        started = [start(tmp_path, 8 // count, pause=0.05) for _ in range(count)]
+    found = [finish(process) for process in started]
+    assert [table[0] for *_, table in found] == [8 if joined else 8 // count] * count
+    tables = [table[1] for *_, table in found]
+    check_complete(tmp_path, tables, whole)
+    assert all(table == tables[0] for table in tables)  # to the last digit
+    computed = [name for names, *_ in found for name in names]
+    assert len(set(computed)) == len(computed) == RUNS
+    assert all(
+        len(told) == 1 + int(told[-1].split()[0]) - int(told[0].split()[0]) for _, told, _ in found
+    )  # of every run once, whoever did it
+
+
+def kill_one_and_resume(out, count, joined, seed, whole):
+    """Returns how many runs were finished when one of the processes was killed."""
+    choose = random.Random(seed)
+    started = start_job(out, count, 1, 0.1) if joined else [
+        start(out, 1, 0.1) for _ in range(count)
+    ]  # fmt: skip
+    while not (out / "sweep.json").exists():  # all before is Python's and JAX's start
+        assert started[0].poll() is None
+        time.sleep(0.02)
+    time.sleep(choose.uniform(0, 4))
+    victim = choose.choice(started)
+    victim.kill()
+    before = written(out)
+    ended = [process.communicate(timeout=300) for process in started]
+    survivors = [process for process in started if process is not victim]
+    if not joined or victim is not started[0]:  # JAX ends all if its coordinator dies
+        assert not any(process.returncode for process in survivors), ended
+    survived = written(out)
+    assert before.items() <= survived.items()  # nothing lost, nothing written again
+    with pytest.MonkeyPatch.context() as patch:
+        last = []
+        patch.setattr(dispatch, "ended_runs", sweep_script.noting(last, dispatch.ended_runs))
+        records = sweep_script.run(out, 0.0).records
+    assert len(last) == RUNS - len(survived)
+    assert survived.items() <= written(out).items()
+    tables = [table[1] for output, _ in ended if (table := read(output)[2])]
+    check_complete(out, [*tables, records], whole)
+    # computed again is only what was lost with a process: computed there, and not yet in place
+    computed = last + [name for output, _ in ended for name in read(output)[0]]
+    twice = {name for name in computed if computed.count(name) > 1}
+    assert not twice & before.keys() and len(set(computed)) == RUNS
+    return len(before)
+
+
+def test_a_killed_process_leaves_its_runs_to_the_others(whole, tmp_path):
+    kill_one_and_resume(tmp_path, 2, False, 1, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_twenty_kills(seed, joined, whole, tmp_path):
+    kill_one_and_resume(tmp_path, 2, joined, seed, whole)
+
+
+def test_host_devices_are_set_before_jax_starts():
+    code = """
+from jaxstab import sweeps
+assert sweeps.use_host_devices(3) == 3
+import jax
+assert len(jax.devices()) == 3
+assert sweeps.use_host_devices(3) == 3
+try:
+    sweeps.use_host_devices(2)
+except RuntimeError as error:
+    assert "first computation" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_job_that_does_not_tell_its_processes_apart_is_refused(tmp_path, monkeypatch):
+    def initialize(address, count, index):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    before = jax.config.jax_enable_recoverability
+    try:
+        match = "start the same sweep several times without joining"
+        with pytest.raises(ValueError, match=match), processes.joined(tmp_path):
+            pass
+    finally:
+        jax.config.update("jax_enable_recoverability", before)
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "MEETING_SECONDS", 0.2)
+    with leases.Leases(tmp_path / "leases") as own:
+        own.take("process-0-aa")
+        own.take("B2-lr0.1-scale1.0-seed1")
+        with pytest.raises(ValueError, match=r"process 0 sees no sign of processes \[1, 2\]"):
+            processes._meet(own, 0, 3, tmp_path)
+        with leases.Leases(tmp_path / "leases") as others:
+            others.take("process-1-bb"), others.take("process-2-cc")
+            processes._meet(own, 0, 3, tmp_path)
