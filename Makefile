@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow check bench bench-peers notebooks clean
+.PHONY: run test test-slow test-browser check bench bench-peers notebooks clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,10 +15,18 @@ run: $(READY)
 	$(BIN)/jaxstab run selection --preset quick --out runs/selection
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' -q --durations=20
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' --ignore tests/browser -q --durations=20
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -q
+
+# In a real browser; says what to install where there is none.
+test-browser: $(VENV)/.browser
+	JAXSTAB_BROWSER=required $(BIN)/python -m pytest tests/browser -q
+
+$(VENV)/.browser: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	touch $@
 
 check: $(READY)
 	$(BIN)/ruff check .

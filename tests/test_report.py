@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import html.parser
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxstab import report, store
+from jaxstab.experiments import minima
 from jaxstab.experiments.claims import claim
 from jaxstab.experiments.protocol import Experiment, Outcome, execute
 from jaxstab.experiments.settings import setting
@@ -61,7 +63,7 @@ class Links(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.links += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -84,7 +86,8 @@ def test_the_page_needs_no_other_file(folder):
     page = report.write(folder).read_text()
     links = parse(page)
     assert all(link.startswith("data:") for link in links.links)
-    assert "http" not in page and "@import" not in page and "url(" not in page
+    assert "http:" not in page and "https:" not in page
+    assert "@import" not in page and "url(" not in page
     (image,) = images(page)
     assert image == (folder / "diagram.png").read_bytes()
 
@@ -103,8 +106,18 @@ def test_the_page_shows_what_was_run_and_found(folder):
 
 def test_text_is_never_markup(folder):
     page = report.write(folder).read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page
-    assert "script" not in parse(page).tags
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert parse(page).tags.count("script") == 1  # that of the page itself
+
+
+def test_only_the_scripts_of_the_page_are_allowed_to_run(folder):
+    page = report.write(folder).read_text()
+    (policy,) = re.findall(r'Security-Policy" content="([^"]+)"', page)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = policy.split("script-src ")[1]
+    assert allowed == " ".join(f"'sha256-{digest}'" for digest in digests)
+    assert policy.startswith("default-src 'none'") and scripts
 
 
 def test_a_folder_without_rendered_tables_shows_its_summary(folder):
@@ -139,9 +152,27 @@ def test_a_sweep_from_python_is_judged(tmp_path):
         folder.write(f"run{i}", row, {"w": np.zeros(2)}, {"steps": [0], "loss": [1.0]})
     page = report.write(tmp_path).read_text()
     parse(page)
-    assert len(images(page)) == 1
+    assert len(images(page)) == 1 and len(page) < 5_000_000
+    assert "embed_item" in page
     assert "inside the region of eq. 9: 1 of 2 (50.0%)" in page
     assert "diverged" in page and '<td class="bad">outside</td>' in page
+
+
+def test_the_diagram_holds_every_minimum_and_its_bounds(tmp_path):
+    rows = pd.DataFrame(minima.place([record(4, 0.9), record(25, 4.1), record(100, 1.2)], 100))
+    rows.loc[0, "verdict"] = "</script><b>"
+    placed = report.diagram.minima(rows)
+    controls, data = report.diagram.build(placed)
+    parse(controls)
+    text = report.diagram.embed(data, "data")
+    assert text.count("<") == 2 and text.count(">") == 2  # the element itself
+    held = json.loads(text.split(">", 1)[1].rsplit("<", 1)[0])
+    assert held["n"] == 100 and json.loads(json.dumps(data)) == held
+    assert "B = 25" in text and "B = n" in text
+    # without bounds or measurements there is nothing to judge
+    assert not len(report.diagram.minima(rows.drop(columns="n")))
+    assert not len(report.diagram.minima(rows.assign(side="")))
+    assert not len(report.diagram.minima(pd.DataFrame()))
 
 
 def test_a_sweep_without_measurements_is_listed(tmp_path):

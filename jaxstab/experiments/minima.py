@@ -33,7 +33,7 @@ def place(
     For both q = sharpness and nonuniformity: `q_bound` is the bound of eq. 9 (infinite for s at
     B = n), `q_margin` = 1 − q / bound (positive inside, as a fraction of the bound), and `q_side`
     is "inside", "outside" or "undecided", told from the certified interval and not from the value.
-    `side` sums both up; it and `verdict` are empty for a run that ended at no minimum.
+    `side` sums both up; it and `verdict` are empty for a run that ended at no minimum. `n` is kept.
 
     Args:
       records: one per run, as `jaxstab.sweep` returns them.
@@ -46,7 +46,7 @@ def place(
 
 def _place(record: Mapping[str, Any], n: int, loss_kind: str, replacement: bool) -> dict[str, Any]:
     eta, batch_size = record["learning_rate"], record["batch_size"]
-    row = dict(record)
+    row = dict(record) | {"n": n}
     for name, bound in zip(QUANTITIES, box(eta, batch_size, n, replacement), strict=True):
         margin = 1 - row[name] / bound  # NaN where the run diverged
         row |= {f"{name}_bound": bound, f"{name}_margin": margin}

@@ -175,10 +175,11 @@ def to_html(rendered: Mapping[str, Any]) -> str:
     for cells in rendered["cells"]:
         kinds = zip(cells, rendered["words"], rendered["status"], strict=True)
         lines.append("".join(_cell(cell, words, status) for cell, words, status in kinds))
-    head = "".join(f"<th>{head}</th>" for head in heads)
+    head = "".join(f'<th scope="col">{head}</th>' for head in heads)
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
     parts = [f"<p>{_text(part)}</p>\n" for part in (rendered["title"], rendered["note"])]
-    table = f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>\n'
+    inner = f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
+    table = f'<div class="wide"><table>{inner}</table></div>\n'
     return (parts[0] if rendered["title"] else "") + table + (parts[1] if rendered["note"] else "")
 
 

@@ -1,12 +1,17 @@
 """One self-contained HTML page from an output folder: what was run, verdicts, figures, environment.
 
-It works on the folder of any experiment, and on one that `jaxstab.sweep` wrote. Figures are inside
-the page, styles too: it can be sent as it is and needs no network.
+It works on the folder of any experiment, and on one that `jaxstab.sweep` wrote. Figures, styles and
+scripts are inside the page: it can be sent as it is and needs no network; a policy in its head
+keeps a browser from asking for one, and from running any script but those that are put here. It
+is complete without scripts; with them, its tables sort and filter, and minima can be judged at
+another learning rate and batch size.
 """
 
 import base64
+import hashlib
 import html
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import pandas as pd
 from jaxstab import files, plots
 from jaxstab.experiments import tables
 from jaxstab.experiments.tables import Column, Table
+from jaxstab.report import diagram
 from jaxstab.report.contents import Contents, read
 
 __all__ = ["REPORT", "Contents", "build", "read", "show", "show_claim", "write"]
@@ -22,20 +28,6 @@ __all__ = ["REPORT", "Contents", "build", "read", "show", "show_claim", "write"]
 REPORT = "report.html"
 # Columns of results whose words are verdicts, shown in colour.
 STATUS = ("side", "sharpness_side", "nonuniformity_side", "verdict", "predicted")
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
-  color: #222; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
-.wide { overflow: auto; max-height: 42em; border: 1px solid #ddd; }
-table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #eee; }
-th { position: sticky; top: 0; background: #f3f3f3; }
-td.text { text-align: left; }
-td.good { color: #00674b; font-weight: 600; } td.bad { color: #b34700; font-weight: 600; }
-pre { background: #f7f7f7; padding: 1em; overflow: auto; font-size: 12.5px; }
-img { max-width: 100%; }
-"""
 
 
 def write(folder: Path | str) -> Path:
@@ -63,16 +55,25 @@ def build(folder: Path | str) -> str:
         else ""
     )
     figures = [_figure(path) for path in found.figures] or _drawn(found)
+    scripts, interactive = [], ""
+    placed = diagram.minima(found.rows)
+    if len(placed):
+        controls, data = diagram.build(placed)
+        title = "Diagram: what would eq. 9 say at another learning rate and batch size?"
+        body = _section(title, controls + diagram.embed(data, "diagram-data"))
+        interactive = f'<section id="interactive" hidden>{body}</section>'
+        scripts.append(diagram.bokeh_script())
     parts = [
         about,
         _section("Claims", _claims(found.claims)) if found.claims else "",
+        interactive,
         _section("Figures", "".join(figures)),
         _section("Tables", _found(found.tables, found.notes)),
         _section(f"Results: {len(found.rows)} rows", _table(found.rows)) if len(found.rows) else "",
         _section("What was run", _definitions(run.get("settings", {}))),
         _section("Environment", _definitions(run.get("environment", {}))),
     ]
-    return _page(found.title, parts)
+    return _page(found.title, parts, [*scripts, _asset("page.js")])
 
 
 def _drawn(found: Contents) -> list[str]:
@@ -122,11 +123,28 @@ def show_claim(claim: Mapping[str, Any]) -> str:
     )
 
 
-def _page(title: str, parts: Sequence[str]) -> str:
-    title = _text(title)
-    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+def _page(title: str, parts: Sequence[str], scripts: Sequence[str]) -> str:
+    """The whole page; only these scripts run in it, by their hashes in its policy."""
     body = "\n".join(part for part in parts if part)
-    return f"{head}<style>{_STYLE}</style>\n<h1>{title}</h1>\n{body}\n</html>\n"
+    title, style = _text(title), _asset("page.css")
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    policy = (
+        "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline' blob:; "
+        f"script-src {allowed}"
+    )
+    head = (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{style}</style>\n"
+    )
+    end = "".join(f"<script>{script}</script>\n" for script in scripts)
+    return f"{head}<h1>{title}</h1>\n{body}\n{end}</html>\n"
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _section(title: str, body: str) -> str:
