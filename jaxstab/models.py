@@ -251,6 +251,7 @@ def _named() -> dict[str, Callable[[int], nn.Module]]:
     models: dict[str, Callable[[int], nn.Module]] = {
         "fnn": lambda classes: fnn(classes=classes),
         "fnn-small": lambda classes: fnn((100, 100), classes=classes),
+        "fnn-tiny": lambda classes: fnn((10,), classes=classes),
         "fnn-small-norm": lambda classes: fnn((100, 100), classes=classes, norm="batch"),
         "vgg": lambda classes: vgg(classes=classes),
         "vgg-small": lambda classes: vgg((8, "M", 16, "M"), hidden=(32,), classes=classes),
@@ -277,8 +278,9 @@ def by_name(name: str, classes: int = 10) -> nn.Module:
 
     Args:
       name: "fnn" (hidden 500-500-500), "fnn-small" (100-100, for the digits; with batch norm
-        "fnn-small-norm"), "vgg" (32 × 32 images), "vgg-small" (8 × 8 images), "resnet8",
-        "resnet14", "resnet56", "resnet110" with batch norm, and the same with "-no-norm";
+        "fnn-small-norm"), "fnn-tiny" (one layer of 10 units), "vgg" (32 × 32 images), "vgg-small"
+        (8 × 8 images), "resnet8", "resnet14", "resnet56", "resnet110" with batch norm, and the same
+        with "-no-norm";
         "resnet8-small" and "resnet8-small-norm" (width 4); "resnet164" (pre-activation) and
         "densenet100".
       classes: number of outputs.

@@ -36,7 +36,12 @@ Words:
   every other form is tested against.
 """
 
-from jaxstab.operators.covariance import gradient_covariance
+from jaxstab.operators.covariance import (
+    NoiseAlignment,
+    gradient_covariance,
+    gradient_covariance_spectrum,
+    noise_alignment,
+)
 from jaxstab.operators.gauss_newton import gauss_newton_difference
 from jaxstab.operators.hessian import hessian, per_example_hessian
 from jaxstab.operators.outputs import output_factors, per_example_sharpness
@@ -50,15 +55,18 @@ from jaxstab.operators.statistics import (
 from jaxstab.operators.variance import explain, hessian_second_moment, hessian_variance
 
 __all__ = [
+    "NoiseAlignment",
     "directional_curvatures",
     "explain",
     "gauss_newton_difference",
     "gradient_covariance",
+    "gradient_covariance_spectrum",
     "gradient_covariance_trace",
     "hessian",
     "hessian_frobenius",
     "hessian_second_moment",
     "hessian_variance",
+    "noise_alignment",
     "output_factors",
     "per_example_gradient_norms",
     "per_example_hessian",

@@ -11,6 +11,7 @@ the loss's jaxpr: the first value through which alone the parameters reach the l
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -123,12 +124,22 @@ def flat_outputs(split: Split, params: Params, chunk: Any) -> jax.Array:
 
 def example_curvatures(split: Split, f: jax.Array, chunk: Any) -> jax.Array:
     """Returns A_i = ∂²c_i/∂f² at the outputs f, (b, k), of one chunk: (b, k, k)."""
+    return jax.vmap(jax.hessian(_head(split)))(f, chunk)
+
+
+def example_slopes(split: Split, f: jax.Array, chunk: Any) -> jax.Array:
+    """Returns ∂c_i/∂f at the outputs f, (b, k), of one chunk: (b, k)."""
+    return jax.vmap(jax.grad(_head(split)))(f, chunk)
+
+
+def _head(split: Split) -> Callable[[jax.Array, Any], jax.Array]:
+    """The loss of one example as a function of its outputs."""
     shape, _ = _output_aval(split)
 
     def head(f: jax.Array, example: Any) -> jax.Array:
         return evaluate(split.head, [f.reshape(shape)], jax.tree.leaves(example))
 
-    return jax.vmap(jax.hessian(head))(f, chunk)
+    return head
 
 
 def example_grams(split: Split, params: Params, chunk: Any) -> jax.Array:

@@ -26,6 +26,7 @@ from jaxstab.operators.factored import Linearised, apply_to_deviations, linearis
 from jaxstab.operators.gauss_newton import (
     example_curvatures,
     example_grams,
+    example_slopes,
     flat_outputs,
     split_at_outputs,
 )
@@ -34,6 +35,7 @@ from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
 from jaxstab.operators.structure import evaluate
 from jaxstab.precision import at
 
+_NULL = 1e-3  # of the largest: eigenvalues of A_i^½ below it are rounding (of A_i, its square)
 _NEGATIVE = 1e-4  # of the largest: eigenvalues of A_i below it are more than rounding
 
 
@@ -81,6 +83,13 @@ class OutputFactors:
     def kernel(self, vectors: Any) -> jax.Array:
         """Returns 𝒦 u = F Fᵀ u for u of shape (m, n, k). Holds m vectors of parameters."""
         return _kernel(self, jnp.asarray(vectors, self.roots.dtype))
+
+    def slopes(self) -> np.ndarray:
+        """Returns q with ∇ℓ_i = F_iᵀ q_i, q_i = A_i^(-½) ∂c_i/∂f, (n, k), float64.
+
+        Where A_i is singular, as for cross-entropy along (1, …, 1), so is the slope there: 0.
+        """
+        return _inverse_roots(self.roots, _slopes(self))
 
     def blocks(self) -> jax.Array:
         """Returns 𝒦_ii = F_i F_iᵀ, (n, k, k), from inner products of the layers' factors."""
@@ -154,6 +163,25 @@ def _blocks(factors: OutputFactors) -> jax.Array:
         return roots @ example_grams(split, factors.params, data) @ roots
 
     return _map(make, (factors.data, factors.roots), factors.chunk_size)
+
+
+@_full_precision
+def _slopes(factors: OutputFactors) -> jax.Array:
+    split = split_at_outputs(factors.loss, factors.params, factors.data)
+
+    def make(chunk: Any) -> jax.Array:
+        return example_slopes(split, flat_outputs(split, factors.params, chunk), chunk)
+
+    return _map(make, factors.data, factors.chunk_size)
+
+
+def _inverse_roots(roots: Any, slopes: Any) -> np.ndarray:
+    """A_i^(-½) s_i, without the directions in which A_i^½ vanishes up to rounding."""
+    values, vectors = np.linalg.eigh(np.asarray(roots, np.float64))
+    kept = values > _NULL * np.abs(values).max(1, keepdims=True)
+    inverse = np.where(kept, 1 / np.where(kept, values, 1.0), 0.0)
+    parts = np.einsum("nkl,nk->nl", vectors, np.asarray(slopes, np.float64))
+    return np.einsum("nkl,nl->nk", vectors, inverse * parts)
 
 
 @functools.partial(_full_precision, static="chunk_size")

@@ -101,7 +101,7 @@ def sam(
         if parts is None:
             ascended = grad_fn(ascend(params, gradient))
         else:
-            ascended = _mean_over_parts(
+            ascended = mean_over_parts(
                 lambda part: grad_fn(ascend(params, grad_fn(params, part, parts)), part, parts),
                 gradient,
                 parts,
@@ -129,7 +129,7 @@ def _ascend(params: Any, gradient: Any, rho: Any, offset: float | None, normaliz
     return jax.tree.map(lambda w, d: (w + radius * d).astype(w.dtype), params, direction)
 
 
-def _mean_over_parts(gradient_of_part: Callable, like: Any, parts: int) -> Any:
+def mean_over_parts(gradient_of_part: Callable, like: Any, parts: int) -> Any:
     """Returns the mean gradient over the parts, one part at a time: memory of two gradients."""
 
     def add(total, part):

@@ -27,6 +27,10 @@ OPTIMIZERS = {
     "asam": lambda lr: jt.sam(optax.adam(lr), rho=0.1, adaptive=True),
     "usam": lambda lr: jt.sam(jt.sgd(lr), rho=0.1, normalize=False),
     "m_sam": lambda lr: jt.sam(jt.sgd(lr), rho=0.1, parts=2),
+    "penalty": lambda lr: jt.gradient_penalty(jt.sgd(lr), strength=0.1, parts=2),
+    "penalty_exact": lambda lr: jt.gradient_penalty(
+        jt.sgd(lr, momentum=0.9), strength=lambda t: 0.1 / (1 + t), epsilon=None
+    ),
     "langevin": lambda lr: jt.langevin(lr, temperature=0.1, key=KEY),
     "sgdl": lambda lr: jt.langevin(lambda t: lr, noise=lambda t: 0.1 / (1 + t), key=KEY),
     "chain": lambda lr: optax.chain(
