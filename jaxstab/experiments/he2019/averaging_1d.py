@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -44,32 +45,16 @@ class Settings:
 
 def run(settings: Settings, context: Context) -> Outcome:
     """Runs every valley at every learning rate; the mean iterate beside what is predicted."""
-    found, samples = [], {}
-    total = len(CASES) * len(settings.learning_rates)
-    for i, (name, (left, right, noise, start)) in enumerate(CASES.items()):
-        for j, rate in enumerate(settings.learning_rates):
-            label = f"{name}, η = {rate:g}"
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), i), j)
-            arguments = (Valley(left, right), noise, start * rate, rate, key)
-            step = context.remember(f"case-{i}-{j}", partial(walk, settings, *arguments))
-            bound = averaging_bound(Valley(left, right), noise=noise)
-            failing = [text for text, holds in bound.conditions.items() if not holds]
-            found.append(
-                {
-                    "case": name,
-                    "learning_rate": rate,
-                    "c": bound.c,
-                    "c_prime": bound.c_prime,
-                    "covered": "covered" if bound.covered else "not covered",
-                    "fails": "; ".join(failing),
-                    "bound": max(bound.lower * rate, 0.0) if bound.lower > 0 else math.nan,
-                    "right": step["right"],
-                }
-                | estimate(step["means"]).columns("mean")
-            )
-            samples[label] = step["sample"]
-            context.progress(i * len(settings.learning_rates) + j + 1, total, label)
-    rows = pd.DataFrame(found)
+    tasks = list(product(CASES, settings.learning_rates))
+    keys = jax.random.split(jax.random.key(settings.seed), len(tasks))
+    steps = {
+        f"{case}-eta{rate:g}".replace(" ", "-"): partial(walk, settings, case, rate, key)
+        for (case, rate), key in zip(tasks, keys, strict=True)
+    }
+    found = context.remember_all(steps)
+    ended = list(zip(tasks, found, strict=True))
+    rows = pd.DataFrame([row(case, rate, step) for (case, rate), step in ended])
+    samples = {f"{case}, η = {rate:g}": step["sample"] for (case, rate), step in ended}
     return Outcome(
         rows=rows,
         tables=[table(rows)],
@@ -78,12 +63,29 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
 
 
-def walk(settings: Settings, valley: Any, noise: float, start: float, rate: float, key: Any) -> Any:
+def row(case: str, rate: float, step: dict[str, Any]) -> dict[str, Any]:
+    """The mean iterate of a case beside the bound and what the bound asks for."""
+    left, right, noise, _ = CASES[case]
+    bound = averaging_bound(Valley(left, right), noise=noise)
+    return {
+        "case": case,
+        "learning_rate": rate,
+        "c": bound.c,
+        "c_prime": bound.c_prime,
+        "covered": "covered" if bound.covered else "not covered",
+        "fails": "; ".join(text for text, holds in bound.conditions.items() if not holds),
+        "bound": max(bound.lower * rate, 0.0) if bound.lower > 0 else math.nan,
+        "right": step["right"],
+    } | estimate(step["means"]).columns("mean")
+
+
+def walk(settings: Settings, case: str, rate: float, key: Any) -> Any:
     """Iterates of all runs, summed up as plain numbers."""
+    left, right, noise, start = CASES[case]
     path = np.asarray(
         noisy_descent(
-            valley,
-            start,
+            Valley(left, right),
+            start * rate,
             learning_rate=rate,
             noise=noise,
             steps=settings.steps,

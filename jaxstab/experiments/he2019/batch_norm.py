@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -44,19 +45,17 @@ def run(settings: Settings, context: Context) -> Outcome:
     both = {"with": Networks.load(settings, context), "without": Networks.load(plain, context)}
     rows: list[dict[str, Any]] = []
     lines: dict[Any, Any] = {}
-    total = settings.seeds * len(both)
-    for seed in seed_range(settings.seeds):
-        for i, (name, networks) in enumerate(both.items()):
-            step = context.remember(f"{name}-{seed}", partial(look, networks, seed))
-            for group, found in step.items():
-                row = {"seed": seed, "network": f"{name} batch norm", "group": group}
-                rows.append(row | found["at"])
-                if "line" in found:
-                    line = restored(found["line"])
-                    lines.setdefault((row["network"], group), []).append(line)
-                    ratio = np.asarray(landscape.flat_side(line, at=[0.0]).ratio)
-                    rows[-1]["log_ratio"] = float(np.log(np.minimum(ratio, 1e3)).mean())
-            context.progress(seed * len(both) + i + 1, total, f"seed {seed}, {name}")
+    tasks = list(product(seed_range(settings.seeds), both))
+    steps = {f"{name}-{seed}": partial(look, both[name], seed) for seed, name in tasks}
+    for (seed, name), step in zip(tasks, context.remember_all(steps), strict=True):
+        for group, found in step.items():
+            row = {"seed": seed, "network": f"{name} batch norm", "group": group}
+            rows.append(row | found["at"])
+            if "line" in found:
+                line = restored(found["line"])
+                lines.setdefault((row["network"], group), []).append(line)
+                ratio = np.asarray(landscape.flat_side(line, at=[0.0]).ratio)
+                rows[-1]["log_ratio"] = float(np.log(np.minimum(ratio, 1e3)).mean())
     found = pd.DataFrame(rows)
     return Outcome(
         rows=found,

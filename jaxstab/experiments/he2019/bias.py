@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -31,11 +32,8 @@ class Settings:
 def run(settings: Settings, context: Context) -> Outcome:
     """Draws valleys and biases, some beyond the theorem, and compares gain and bound."""
     cases = [(k, gap) for k in settings.directions for gap in settings.gaps]
-    found = []
-    for i, (k, gap) in enumerate(cases):
-        found += context.remember(f"case-{i}", partial(examine, settings, k, gap))
-        context.progress(i + 1, len(cases), f"k = {k}")
-    rows = pd.DataFrame(found)
+    steps = {f"k{k}-gap{gap:g}": partial(examine, settings, k, gap) for k, gap in cases}
+    rows = pd.DataFrame(chain.from_iterable(context.remember_all(steps)))
     covered = rows[rows["covered"]]
     beyond = rows[~rows["flat"] | ~rows["sharp"]]
     reached = Table(

@@ -204,11 +204,10 @@ def _swa(inner: Any, start: int, every: int) -> Any:
 def over_seeds(
     settings: Any, context: Context, look: Callable[[int], dict[str, Any]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields every seed with what `look(seed)` found there, now or when it was run before."""
-    for seed in seed_range(settings.seeds):
-        step = context.remember(f"seed-{seed}", functools.partial(look, seed))
-        context.progress(seed + 1, settings.seeds, f"seed {seed}")
-        yield seed, step
+    """Returns every seed with what `look(seed)` found there, now or when it was run before."""
+    seeds = seed_range(settings.seeds)
+    steps = {f"seed-{seed}": functools.partial(look, seed) for seed in seeds}
+    return zip(seeds, context.remember_all(steps), strict=True)
 
 
 def stored(line: Slice) -> dict[str, Any]:

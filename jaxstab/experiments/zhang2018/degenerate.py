@@ -28,14 +28,11 @@ WITHIN = 0.25
 def run(settings: ChainSettings, context: Context) -> Outcome:
     """Runs the three dynamics in each dimension at one total temperature."""
     valleys = {d: flat_valley(d) for d in settings.dimensions}
-    tasks = list(product(valleys, DYNAMICS))
-    found = []
-    for i, (d, dynamics) in enumerate(tasks):
-        name = f"{dynamics}-d{d}"
-        found.append(
-            context.remember(name, partial(simulate, settings, valleys[d], dynamics=dynamics))
-        )
-        context.progress(i + 1, len(tasks), name)
+    steps = {
+        f"{dynamics}-d{d}": partial(simulate, settings, valleys[d], dynamics=dynamics)
+        for d, dynamics in product(valleys, DYNAMICS)
+    }
+    found = context.remember_all(steps)
     rows = pd.DataFrame(found)
     rows["away"] = [_away(row, found) for row in found]
     panels = [

@@ -33,13 +33,11 @@ class Settings(ChainSettings):
 def run(settings: Settings, context: Context) -> Outcome:
     """Runs the chains of each dimension and compares occupancies and histogram with exp(−V/T)."""
     wells = [two_wells(d, width=settings.width) for d in settings.dimensions]
-    found = []
-    for i, potential in enumerate(wells):
-        name = f"d{potential.dimension}"
-        found.append(
-            context.remember(name, partial(simulate, settings, potential, dynamics="Langevin"))
-        )
-        context.progress(i + 1, len(wells), name)
+    steps = {
+        f"d{well.dimension}": partial(simulate, settings, well, dynamics="Langevin")
+        for well in wells
+    }
+    found = context.remember_all(steps)
     rows = pd.DataFrame(found).drop(columns=["edges", "histogram", "histogram_error"])
     panels = [panel(potential, settings, [row]) for potential, row in zip(wells, found)]
     title = f"Langevin chains in two wells of equal depth, T = {settings.temperature:g}"

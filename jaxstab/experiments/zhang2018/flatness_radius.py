@@ -6,7 +6,7 @@ filter-normalised directions and the norm of the parameters stand beside it.
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import jax
@@ -41,13 +41,11 @@ class Settings(NetworkSettings):
 def run(settings: Settings, context: Context) -> Outcome:
     """Trains on natural and random labels to one loss, and measures the radii there."""
     problem = problems.load(settings, context.data_dir)
-    tasks = list(product(LABELS, seed_range(settings.seeds)))
-    rows: list[dict[str, Any]] = []
-    for i, (labels, seed) in enumerate(tasks):
-        name = f"{labels}-{seed}"
-        rows += context.remember(name, partial(at_minimum, settings, problem, labels, seed))
-        context.progress(i + 1, len(tasks), name)
-    frame = pd.DataFrame(rows)
+    steps = {
+        f"{labels}-{seed}": partial(at_minimum, settings, problem, labels, seed)
+        for labels, seed in product(LABELS, seed_range(settings.seeds))
+    }
+    frame = pd.DataFrame(chain.from_iterable(context.remember_all(steps)))
     theirs = published.beside(settings, "zhang2018_table1")
     lines = summarize(frame, theirs)
     return Outcome(

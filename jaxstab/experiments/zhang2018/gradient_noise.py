@@ -44,10 +44,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     """Measures the noise at the end of training of every network."""
     problem = problems.load(settings, context.data_dir)
     seeds = seed_range(settings.seeds)
-    found = []
-    for i, seed in enumerate(seeds):
-        found.append(context.remember(f"seed{seed}", partial(measure, settings, problem, seed)))
-        context.progress(i + 1, len(seeds), f"seed {seed}")
+    steps = {f"seed{seed}": partial(measure, settings, problem, seed) for seed in seeds}
+    found = context.remember_all(steps)
     rows, exact = (pd.DataFrame([x for f in found for x in f[key]]) for key in ("rows", "exact"))
     kernels = [leaf for leaf in found[0]["shown"] if "kernel" in leaf]
     panels = {leaf: found[0]["shown"][leaf] for leaf in kernels or list(found[0]["shown"])}

@@ -38,12 +38,11 @@ def run(settings: Settings, context: Context) -> Outcome:
     """Trains three networks for every triangle and evaluates the mixtures of their parameters."""
     check_name("start", settings.start, STARTS)
     problem = problems.load(settings, context.data_dir)
-    tasks = list(product(LABELS, seed_range(settings.seeds)))
-    found = []
-    for i, (labels, seed) in enumerate(tasks):
-        name = f"{labels}-{seed}"
-        found.append(context.remember(name, partial(triangle, settings, problem, labels, seed)))
-        context.progress(i + 1, len(tasks), name)
+    steps = {
+        f"{labels}-{seed}": partial(triangle, settings, problem, labels, seed)
+        for labels, seed in product(LABELS, seed_range(settings.seeds))
+    }
+    found = context.remember_all(steps)
     first = {f"{row['labels']} labels": row["accuracy"] for row in reversed(found)}
     figure = plots.triangles(
         found[0]["coordinates"],

@@ -42,11 +42,9 @@ class Settings(ProblemSettings):
 def run(settings: Settings, context: Context) -> Outcome:
     """Runs both dynamics for all seeds at once, and compares where they end."""
     problem = problems.load(settings, context.data_dir)
-    parts = []
-    for i, dynamics in enumerate(DYNAMICS):
-        found = context.remember(dynamics, partial(curves, settings, problem, dynamics))
-        parts.append(pd.DataFrame(found).assign(dynamics=dynamics))
-        context.progress(i + 1, len(DYNAMICS), dynamics)
+    steps = {dynamics: partial(curves, settings, problem, dynamics) for dynamics in DYNAMICS}
+    found = zip(DYNAMICS, context.remember_all(steps), strict=True)
+    parts = [pd.DataFrame(curve).assign(dynamics=dynamics) for dynamics, curve in found]
     rows = pd.concat(parts, ignore_index=True)
     title = (
         f"{settings.model} on {settings.dataset}: T = {settings.temperature:g}, ± std over seeds"
