@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow test-browser check bench bench-peers notebooks clean
+.PHONY: run test test-slow study test-browser check bench bench-peers notebooks clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,10 +15,13 @@ run: $(READY)
 	$(BIN)/jaxstab run selection --preset quick --out runs/selection
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' --ignore tests/browser -q --durations=20
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not study' --ignore tests/browser -q --durations=20
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow and not study' --ignore tests/browser -q --durations=20
+
+study: $(READY)
+	$(BIN)/python -m pytest -n 2 -m study -q
 
 # In a real browser; says what to install where there is none.
 test-browser: $(VENV)/.browser

@@ -19,6 +19,7 @@ FOLDER = Path(harness.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
 # These ask a PyTorch environment that is not part of the test environment.
 WITH_PEERS = {"bench_protocol", "bench_solvers", "bench_sweep"}
+LONG = {"bench_accelerator", "bench_operators", "bench_transformer"}  # to compile
 
 
 def settings(out):
@@ -43,7 +44,10 @@ def fake_peer(script, problem, *, python=None, **extra):
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in NAMES],
+)
 def test_benchmark_runs_at_tiny_size(name, tmp_path, monkeypatch):
     monkeypatch.setattr(peering, "ask", fake_peer)
     # One host device here: the number of devices of this process is chosen already.

@@ -111,7 +111,7 @@ def test_sample_of_the_study_on_networks():
     check(study.network(40, centred=False), study.SETTINGS[2])
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("setting", study.SETTINGS, ids=lambda s: s.name)
 @pytest.mark.parametrize("problem", study.PROBLEMS)
 def test_a_thousand_cases(problem, setting):

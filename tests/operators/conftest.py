@@ -256,7 +256,15 @@ def problems() -> dict[str, Callable[[], Problem]]:
     return PROBLEMS
 
 
-@pytest.fixture(params=sorted(PROBLEMS))
+LONG = ("resnet_frozen_batch_norm", "scanned_lstm", "transformer")  # to compile
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in sorted(PROBLEMS)
+    ]
+)
 def problem(request, x64) -> Problem:
     """Every problem in turn, in float64."""
     return PROBLEMS[request.param]()

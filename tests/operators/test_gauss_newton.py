@@ -9,7 +9,9 @@ from jaxstab import operators
 ravel = jax.flatten_util.ravel_pytree
 
 
-@pytest.mark.parametrize("name", ["fnn", "fnn_cross_entropy", "one_output", "vgg"])
+@pytest.mark.parametrize(
+    "name", ["fnn", "fnn_cross_entropy", "one_output", pytest.param("vgg", marks=pytest.mark.slow)]
+)
 def test_gauss_newton_is_its_dense_form(problems, random_like, x64, name, close):
     problem = problems[name]()
     flat, unravel = ravel(problem.params)

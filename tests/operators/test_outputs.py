@@ -11,7 +11,7 @@ from jaxstab.operators import outputs
 from jaxstab.operators.outputs import ResidualMoment
 
 
-@pytest.fixture(params=["fnn_cross_entropy", "vgg"])
+@pytest.fixture(params=["fnn_cross_entropy", pytest.param("vgg", marks=pytest.mark.slow)])
 def model(request, problems, x64):
     return problems[request.param]()
 

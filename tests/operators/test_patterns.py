@@ -64,7 +64,10 @@ def forms_of(loss, params, data):
 
 
 # The longest to compile.
-LONG = ("loops_in_loops", "shared_kernel", "anything_else")
+LONG = (
+    "anything_else", "loops_in_loops", "routed", "scalings", "shared_kernel", "stacked_in_scan",
+    "tied_embedding",
+)  # fmt: skip
 NAMES = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
     for name in patterns.PATTERNS
