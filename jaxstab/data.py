@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxstab import tfds
 from jaxstab.checks import check_at_least, check_name, check_positive
+from jaxstab.examples import shard, stream
 from jaxstab.tfds import DatasetNotPreparedError, Split, chosen_labels, prepare, too_many
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "crop_and_flip",
     "load",
     "prepare",
+    "shard",
+    "stream",
     "synthetic_images",
     "teacher",
 ]

@@ -12,7 +12,9 @@ import numpy as np
 from jaxstab.checks import check_finite, data_size
 from jaxstab.eigen import EigenResult, Interval, lanczos
 from jaxstab.operators import hessian, hessian_variance
+from jaxstab.operators.chunks import sum_over_chunks
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, total_loss
+from jaxstab.operators.linearised import automatic_chunk
 from jaxstab.precision import at
 
 QUANTITIES = ("sharpness", "nonuniformity")
@@ -199,12 +201,22 @@ def square_root(result: EigenResult) -> EigenResult:
     )
 
 
-@jax.jit
-def loss_and_gradient_norm(loss: Any, params: Params, data: Any) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def loss_and_gradient_norm(
+    loss: Any, params: Params, data: Any, *, chunk_size: int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Returns L(θ) and ‖∇L(θ)‖, in full precision; `loss` is a callable pytree."""
     n = data_size(data)
+
+    def chunk_total(chunk: Any) -> Any:
+        return jax.value_and_grad(lambda params: total_loss(loss, params, chunk))(params)
+
+    def residuals(chunk: Any) -> Any:
+        return jax.vjp(lambda params: total_loss(loss, params, chunk), params)
+
     with at("highest"):
-        total, gradient = jax.value_and_grad(lambda params: total_loss(loss, params, data))(params)
+        size = automatic_chunk(residuals, data) if chunk_size is None else chunk_size
+        total, gradient = sum_over_chunks(chunk_total, data, size)
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradient)]
     return total / n, jnp.sqrt(sum(squares)) / n
 
@@ -235,7 +247,7 @@ def measure(
         "chunk_size": chunk_size,
         "precision": precision,
     }
-    value, gradient_norm = loss_and_gradient_norm(loss, params, data)
+    value, gradient_norm = loss_and_gradient_norm(loss, params, data, chunk_size=chunk_size)
     if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
         raise ValueError(
             f"the loss at params is {value}: the run diverged or the data hold extreme values"

@@ -11,6 +11,7 @@ import optax
 from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_at_least, check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
+from jaxstab.examples import local
 from jaxstab.measurement import loss_and_gradient_norm, reference_of, square_root
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.variance import METHODS
@@ -276,7 +277,9 @@ def _measure(
         batch = _batch_sharpness(
             self.loss, params, data, keys[3], settings.batch_size, settings.batches
         )
-    loss, gradient_norm = loss_and_gradient_norm(self.loss, params, data)
+    loss, gradient_norm = loss_and_gradient_norm(
+        self.loss, params, data, chunk_size=settings.chunk_size
+    )
     spent = [result.matvecs for result in (a, s, scaled) if result is not None]
     matvecs = sum(spent, start=jnp.int32(0))
     info = TrackerInfo(
@@ -344,10 +347,10 @@ def _batch_sharpness(
     loss: Any, params: Any, data: Any, key: jax.Array, batch_size: int, batches: int
 ) -> BatchMean:
     """Mean over random batches of g_Bᵀ H_B g_B / ‖g_B‖²; batches without gradient do not count."""
-    n = data_size(data)
+    n, arrays = data_size(data), local(data)
 
     def ratio(key: jax.Array) -> jax.Array:
-        batch = take(data, batch_indices(key, n, batch_size))
+        batch = take(arrays, batch_indices(key, n, batch_size))
         gradient = jax.grad(lambda p: jnp.mean(jax.vmap(loss, (None, 0))(p, batch)))
         g = gradient(params)
         _, product = jax.jvp(gradient, (params,), (g,))

@@ -11,6 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxstab.callables import static
 from jaxstab.checks import check_at_least, data_size
+from jaxstab.examples import example_of
 from jaxstab.operators.chunks import (
     chunk_shape,
     map_over_chunks,
@@ -65,8 +66,8 @@ class GradientCovariance(Operator):
             along = lambda weights: dot(back(weights)[0], v)  # noqa: E731
             return jax.grad(along)(jnp.zeros_like(values))  # c ↦ ⟨Σ c_i g_i, v⟩ is linear
 
-        example = jax.tree.map(lambda leaf: leaf[0], self.data)
-        reverse_only = _has_reverse_rule(jax.make_jaxpr(self.loss)(self.params, example).jaxpr)
+        program = jax.make_jaxpr(self.loss)(self.params, example_of(self.data))
+        reverse_only = _has_reverse_rule(program.jaxpr)
         t = map_over_chunks(slopes, self.data, self.chunk_size)
         return t - jnp.mean(t)
 

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from jaxstab.callables import static
 from jaxstab.checks import data_size
+from jaxstab.examples import example_of, layout_of
 from jaxstab.operators import blocks as block_forms
 from jaxstab.operators.blocks import Arrays, Block, RowArrays, make_blocks
 from jaxstab.operators.chunks import scale_like
@@ -73,7 +74,7 @@ class Structure:
 
 def read_structure(loss: Any, params: Params, data: Any) -> Structure:
     """Returns how every parameter leaf enters `loss(params, example)`."""
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    example = example_of(data)
     return structure_of(read_program(loss, params, example), params, example)
 
 
@@ -376,7 +377,9 @@ def _tangents_fit(chunks: LinearisedChunks) -> bool:
     if chunks.kept is None:
         return False
     moving = [linearised.moving for linearised in chunks.kept if linearised is not None]
-    return tree_bytes(chunks.kept) + tree_bytes(moving) <= memory_limit()
+    layout = layout_of(chunks.data)
+    held = (tree_bytes(chunks.kept) + tree_bytes(moving)) // (layout.parts if layout else 1)
+    return held <= memory_limit()
 
 
 @operator

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxstab.callables import static
 from jaxstab.checks import check_at_least, data_size
+from jaxstab.examples import example_of
 from jaxstab.operators.chunks import chunk_shape, scale_like
 from jaxstab.operators.factored import (
     Linearised,
@@ -57,7 +58,7 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     Raises:
       ValueError: if there is no such value or it has more than `MAX_OUTPUTS` entries.
     """
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    example = example_of(data)
     program = read_program(loss, params, example)
     moving = set(program.params)
     for equation in program.equations:

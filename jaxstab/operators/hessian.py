@@ -17,9 +17,11 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_params, data_size
+from jaxstab.examples import layout_of, shapes_of, with_layout
 from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
 from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
 from jaxstab.precision import HasPrecision, check_precision, with_own_precision
@@ -33,11 +35,54 @@ Class = TypeVar("Class")
 def operator(cls: type[Class]) -> type[Class]:
     """Registers a frozen dataclass as a callable pytree; fields marked static are not leaves.
 
-    What it computes is traced at its `precision`.
+    What it computes is traced at its `precision`, and lies on the devices as its parameters do.
     """
     for name in {"product", "prepare"} & vars(cls).keys():
-        setattr(cls, name, with_own_precision(vars(cls)[name]))
+        setattr(cls, name, with_own_precision(_with_own_sharding(vars(cls)[name])))
     return register(dataclasses.dataclass(frozen=True, repr=False)(cls))  # type: ignore[arg-type]
+
+
+def _with_own_sharding(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an operator whose vectors, in and out, are spread as its parameters are."""
+
+    @functools.wraps(method)
+    def spread(self: "Operator", *vectors: Any) -> Any:
+        if self.sharding is None:
+            return method(self, *vectors)
+        result = method(self, *(_constrained(v, self.sharding) for v in vectors))
+        if isinstance(result, Operator):
+            return dataclasses.replace(result, sharding=self.sharding)
+        return _constrained(result, self.sharding)
+
+    return spread
+
+
+def _constrained(v: Params, sharding: tuple[Any, ...]) -> Params:
+    leaves, structure = jax.tree.flatten(v)
+    if [leaf.ndim for leaf in leaves] != [len(s.spec) for s in sharding]:
+        return v  # all H_i v, with their leading axis
+    placed = map(jax.lax.with_sharding_constraint, leaves, sharding)
+    return jax.tree.unflatten(structure, list(placed))
+
+
+def _sharding_of(params: Params) -> tuple[Any, ...] | None:
+    """How concrete parameters are spread over a mesh; None where all lie on every device."""
+    leaves = jax.tree.leaves(params)
+    if not all(isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) for x in leaves):
+        return None
+    found = [leaf.sharding for leaf in leaves]
+    if not any(isinstance(s, NamedSharding) and not s.is_fully_replicated for s in found):
+        return None
+    mesh = next(s.mesh for s in found if isinstance(s, NamedSharding))
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # all axes XLA's to place
+    return tuple(
+        NamedSharding(mesh, _padded(s.spec if isinstance(s, NamedSharding) else (), leaf.ndim))
+        for s, leaf in zip(found, leaves, strict=True)
+    )
+
+
+def _padded(spec: Any, ndim: int) -> PartitionSpec:
+    return PartitionSpec(*spec, *(None,) * (ndim - len(spec)))
 
 
 @functools.partial(jax.jit, inline=True)
@@ -46,7 +91,18 @@ def apply(matvec: Callable[[Params], Params], v: Params) -> Params:
     return matvec.product(v)  # type: ignore[attr-defined]
 
 
-class Operator(HasPrecision):
+@dataclasses.dataclass(frozen=True, repr=False)
+class HasSharding(HasPrecision):
+    """Base of operators whose vectors are spread over devices as their parameters are."""
+
+    sharding: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if self.sharding is None:
+            object.__setattr__(self, "sharding", _sharding_of(self.params))  # type: ignore[attr-defined]
+
+
+class Operator(HasSharding):
     """A linear operator v ↦ A v on pytrees shaped like the parameters."""
 
     loss: Any
@@ -100,10 +156,14 @@ def check_problem(loss: Loss, params: Params, data: Any) -> tuple[Any, Params, A
     loss = as_pytree(loss)
     check_params(params)
     data_size(data)
-    params, data = jax.tree.map(jnp.asarray, (params, data))
+    params, data = jax.tree.map(jnp.asarray, (params, with_layout(data)))
+    params = beside(data, params)
     try:
         value = jax.eval_shape(
-            lambda loss, params, data: jax.vmap(loss, (None, 0))(params, data), loss, params, data
+            lambda loss, params, data: jax.vmap(loss, (None, 0))(params, data),
+            loss,
+            params,
+            shapes_of(data),
         )
     except NotImplementedError as error:
         raise ValueError(
@@ -117,6 +177,20 @@ def check_problem(loss: Loss, params: Params, data: Any) -> tuple[Any, Params, A
             "for one example (no batch axis); batching is done here"
         )
     return loss, params, data
+
+
+def beside(data: Any, params: Params) -> Params:
+    """Returns parameters that lie on one device copied to all devices of data that are spread."""
+    layout = layout_of(data)
+    if layout is None:
+        return params
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+
+    def place(leaf: Any) -> Any:
+        alone = not isinstance(leaf, jax.core.Tracer) and len(leaf.sharding.device_set) == 1
+        return jax.device_put(leaf, everywhere) if alone else leaf
+
+    return jax.tree.map(place, params)
 
 
 def total_loss(loss: Loss, params: Params, data: Any) -> jax.Array:

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxstab.convolutions import fast_in_loops
+from jaxstab.examples import fetched, layout_of, local, shapes_of
 from jaxstab.operators.chunks import (
     chunk_shape,
     join_chunks,
+    on_devices,
     reduce_chunks,
     tail_chunk,
     take_chunk,
@@ -33,18 +35,18 @@ def tree_bytes(tree: Any) -> int:
 
 def memory_limit() -> int:
     """Bytes that kept linearisations may take: a quarter of the default device's memory."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] // 4
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return whole // (4 * jax.local_device_count("cpu"))  # which share it
 
 
 def automatic_chunk(make: Callable[[Any], Any], data: Any) -> int:
     """Returns the largest chunk, all n if possible, whose linearisation fits `CHUNK_MEMORY`."""
     n, _, _ = chunk_shape(data, None)
-    one = jax.eval_shape(lambda data: make(take_chunk(data, 0, 1)), data)
-    two = jax.eval_shape(lambda data: make(take_chunk(data, 0, min(2, n))), data)
+    one, two = (jax.eval_shape(make, shapes_of(data, size)) for size in (1, min(2, n)))
     # What grows with the chunk; the rest (weights among the residuals) is there once in any case.
     per_example = max(1, tree_bytes(two) - tree_bytes(one)) if n > 1 else 1
     chunks = -(-n * per_example // CHUNK_MEMORY)
@@ -89,22 +91,29 @@ class LinearisedChunks(NamedTuple):
         return join_chunks(kept, self.data, self.chunk_size)
 
     def bytes(self) -> int:
-        """Bytes that keeping all linearisations takes."""
+        """Bytes that keeping all linearisations takes, on one device."""
         size, full, remainder = chunk_shape(self.data, self.chunk_size)
-        chunk = jax.eval_shape(lambda data: self.make(take_chunk(data, 0, size)), self.data)
+        chunk = jax.eval_shape(self.make, shapes_of(self.data, size))
         return tree_bytes(chunk) * (full + (remainder > 0))
 
     def keep(self) -> "LinearisedChunks":
         """Returns the same chunks, linearised now and kept, if they fit `memory_limit()`."""
-        size, full, remainder = chunk_shape(self.data, self.chunk_size)
         if self.kept is not None or self.bytes() > memory_limit():
             return self
+        layout = layout_of(self.data)
+        if layout is None:
+            return self._replace(kept=self._linearise(self.data))
+        own = lambda data: ((), self._linearise(local(data)))  # noqa: E731
+        return self._replace(kept=on_devices(own, layout, self.data)[1])
+
+    def _linearise(self, data: Any) -> tuple[Any, Any]:
+        """All chunks of what one device has."""
+        size, full, remainder = chunk_shape(data, self.chunk_size)
         make = fast_in_loops(self.make)
         if full == 1:
-            stacked = make(take_chunk(self.data, 0, size) if remainder else self.data)
+            stacked = make(take_chunk(data, 0, size) if remainder else fetched(data))
         else:
             stacked = lax.map(
-                lambda index: make(take_chunk(self.data, index * size, size)), jnp.arange(full)
+                lambda index: make(take_chunk(data, index * size, size)), jnp.arange(full)
             )
-        tail = make(tail_chunk(self.data, self.chunk_size)) if remainder else None
-        return self._replace(kept=(stacked, tail))
+        return stacked, make(tail_chunk(data, self.chunk_size)) if remainder else None

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, data_size
-from jaxstab.operators.chunks import chunk_shape
+from jaxstab.examples import with_layout
+from jaxstab.operators.chunks import chunk_shape, map_over_chunks
 from jaxstab.operators.factored import (
     common_gradient,
     example_dot,
@@ -17,7 +18,7 @@ from jaxstab.operators.factored import (
     example_sum,
     linearise_chunks,
 )
-from jaxstab.operators.hessian import Loss, Params, check_problem
+from jaxstab.operators.hessian import Loss, Params, beside, check_problem
 from jaxstab.trees import random_signs
 
 
@@ -180,9 +181,10 @@ def directional_curvatures(
     Returns:
       Array (n,), in 1/step size for a unit v. Cost: about one Hessian-vector product.
     """
-    n = data_size(data)
+    data = with_layout(data)
+    chunk_shape(data, chunk_size)
     return _directional_curvatures(
-        as_pytree(loss), params, data, direction, chunk_size=min(chunk_size or n, n)
+        as_pytree(loss), beside(data, params), data, direction, chunk_size=chunk_size
     )
 
 
@@ -195,8 +197,7 @@ def _second_derivative(loss: Any, params: Any, example: Any, v: Any) -> jax.Arra
 
 @jax.jit(static_argnames="chunk_size")
 def _directional_curvatures(
-    loss: Any, params: Any, data: Any, v: Any, *, chunk_size: int
+    loss: Any, params: Any, data: Any, v: Any, *, chunk_size: int | None
 ) -> jax.Array:
-    return jax.lax.map(
-        lambda example: _second_derivative(loss, params, example, v), data, batch_size=chunk_size
-    )
+    each = jax.vmap(lambda example: _second_derivative(loss, params, example, v))
+    return map_over_chunks(each, data, chunk_size)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.checks import check_name, data_size
+from jaxstab.examples import example_of
 from jaxstab.operators.chunks import chunk_shape
 from jaxstab.operators.factored import FactoredMoment, form_of_leaf, linearise_chunks
 from jaxstab.operators.gauss_newton import GaussNewtonMoment, split_at_outputs
@@ -146,7 +147,7 @@ def explain(loss: Loss, params: Params, data: Any) -> str:
         held, share = sum(b.entries for b in mine), sum(b.operations for b in mine) / work
         lines.append(f"{name:<{width}}  {form:<11}  {held:>9,} numbers  {share:4.0%}  {reason}")
     lines.append(f"{data_size(data):,} examples, {chunks.chunk_size:,} at once without chunk_size")
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    example = example_of(data)
     with jax.default_matmul_precision(None):
         program = jax.make_jaxpr(lambda *args: args[0](*args[1:]))(loss, params, example)
     return "\n".join([*lines, *describe_products(program)])
