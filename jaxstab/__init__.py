@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what the names below are, for type checkers and editors
         hessian_variance,
         per_example_hessian,
     )
+    from jaxstab.population import measure_population
     from jaxstab.stability import Verdict, lyapunov_exponent, mean_square_threshold, verdict
     from jaxstab.sweeps import sweep
     from jaxstab.tracking import tracker
@@ -48,6 +49,7 @@ _HOMES = {
     "jaxstab.eigen": ("EigenResult",),
     "jaxstab.losses": ("ModelLoss",),
     "jaxstab.measurement": ("Measurement", "measure", "nonuniformity", "sharpness"),
+    "jaxstab.population": ("measure_population",),
     "jaxstab.operators": (
         "explain",
         "gradient_covariance",
@@ -79,6 +81,7 @@ __all__ = [
     "lyapunov_exponent",
     "mean_square_threshold",
     "measure",
+    "measure_population",
     "models",
     "nonuniformity",
     "operators",

@@ -63,16 +63,38 @@ def data_size(data: Any) -> int:
 
 def check_finite(name: str, tree: Any) -> None:
     """Raises if an array of `tree` holds NaN or infinity; traced arrays pass unchecked."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(
-            jnp.result_type(leaf), jnp.inexact
-        ):
-            continue
-        bad = jnp.size(leaf) - int(jnp.sum(jnp.isfinite(leaf)))
+    found = [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not isinstance(leaf, jax.core.Tracer)
+        and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
+    for (path, _), bad in zip(found, _not_finite([leaf for _, leaf in found]), strict=True):
         if bad:
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} holds {bad} values that are NaN or infinite"
             )
+
+
+def _not_finite(leaves: list[Any]) -> list[int]:
+    """How many values of each array are NaN or infinite."""
+    if all(_on_host(leaf) for leaf in leaves):  # nothing to compile
+        return [np.size(x) - int(np.sum(np.isfinite(x))) for x in map(np.asarray, leaves)]
+    return [int(count) for count in _count_not_finite(leaves)]
+
+
+def _on_host(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    if leaf.dtype.itemsize < 4:  # bfloat16 and smaller, which NumPy does not know
+        return False
+    devices = leaf.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+@jax.jit
+def _count_not_finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.size(leaf) - jnp.sum(jnp.isfinite(leaf)) for leaf in leaves]
 
 
 def check_params(params: Any) -> None:

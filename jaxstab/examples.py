@@ -211,10 +211,12 @@ class Source:
       n: number of examples.
       example: one, as shapes and dtypes.
       reads: examples read so far, those read ahead included.
+      ordered: whether they can be read in their own order only.
     """
 
     def __init__(self, read: Callable[[int, int], Any], n: int, example: Any, ahead: int) -> None:
         self.n, self.reads = n, 0
+        self.ordered = isinstance(read, _InOrder)
         self.example = jax.tree.map(_struct, example)
         self._read, self._ahead = read, ahead
         self._lock = threading.Lock()
@@ -246,6 +248,13 @@ class Source:
             while len(self._waiting) > 4 * (self._ahead + 1):
                 self._waiting.pop(next(iter(self._waiting))).cancel()
         return chunk.result()
+
+    def take(self, numbers: np.ndarray) -> Any:
+        """Returns the examples of any numbers, in this order."""
+        order = np.argsort(numbers)
+        chunks = [self._load(int(i), 1) for i in numbers[order]]
+        back = np.argsort(order)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *chunks)
 
     def _following(self, start: int, size: int) -> tuple[int, int]:
         """What a pass over the data asks for next; after its end the next pass begins."""

@@ -27,7 +27,7 @@ LAYERS = {
     "data": 1, "examples": 1, "tfds": 1, "losses": 1, "sampling": 1, "models": 2,
     "deep_models": 1, "testing": 2,
     "operators": 3, "eigen": 3,
-    "measurement": 4,
+    "measurement": 4, "population": 4,
     "stability": 5,
     "transforms": 6, "tracking": 6,
     "dispatch": 7, "training": 7, "run_settings": 6, "landscape": 7,

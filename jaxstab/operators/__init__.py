@@ -49,6 +49,7 @@ from jaxstab.operators.statistics import (
     directional_curvatures,
     gradient_covariance_trace,
     hessian_frobenius,
+    per_example_deviations,
     per_example_gradient_norms,
     per_example_hessian_norms,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "hessian_variance",
     "noise_alignment",
     "output_factors",
+    "per_example_deviations",
     "per_example_gradient_norms",
     "per_example_hessian",
     "per_example_hessian_norms",

@@ -46,6 +46,8 @@ def memory_limit() -> int:
 def automatic_chunk(make: Callable[[Any], Any], data: Any) -> int:
     """Returns the largest chunk, all n if possible, whose linearisation fits `CHUNK_MEMORY`."""
     n, _, _ = chunk_shape(data, None)
+    if tree_bytes(jax.eval_shape(make, shapes_of(data, n))) <= CHUNK_MEMORY:
+        return n  # the one size that is traced where everything fits
     one, two = (jax.eval_shape(make, shapes_of(data, size)) for size in (1, min(2, n)))
     # What grows with the chunk; the rest (weights among the residuals) is there once in any case.
     per_example = max(1, tree_bytes(two) - tree_bytes(one)) if n > 1 else 1

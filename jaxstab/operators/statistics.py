@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, data_size
 from jaxstab.examples import with_layout
-from jaxstab.operators.chunks import chunk_shape, map_over_chunks
+from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like
 from jaxstab.operators.factored import (
     common_gradient,
     example_dot,
@@ -127,6 +127,34 @@ def per_example_hessian_norms(
     shaped like `params`.
     """
     return jnp.sqrt(_product_squares(*_checked(loss, params, data, chunk_size), v, chunk_size))
+
+
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def _deviation_squares(
+    loss: Any, params: Params, data: Any, v: Params, chunk_size: int | None
+) -> jax.Array:
+    structure, chunks = linearise_chunks(loss, params, data, chunk_size)
+    if not structure.blocks:
+        return jnp.zeros(data_size(data))
+
+    def add(linearised: Any, _: Any) -> Any:
+        return example_sum(structure.blocks, params, linearised, linearised.linear(v)), None
+
+    mean = scale_like(chunks.reduce(add)[0], data_size(data), params)
+    shift = jax.tree.map(jnp.negative, mean)
+    return chunks.map(
+        lambda linearised: _squares(structure, linearised, linearised.linear(v), shift)
+    )
+
+
+def per_example_deviations(
+    loss: Loss, params: Params, data: Any, v: Params, *, chunk_size: int | None = None
+) -> jax.Array:
+    """Returns ‖H_i v − H v‖² for all examples, shape (n,); their mean is vᵀΣ v.
+
+    Cost: about one Hessian-vector product. Arguments and errors as for `per_example_hessian_norms`.
+    """
+    return _deviation_squares(*_checked(loss, params, data, chunk_size), v, chunk_size)
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "chunk_size"))
