@@ -51,11 +51,12 @@ def is_dead(name: str) -> bool:
         return False
     try:
         os.kill(int(pid), 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except OSError:  # of another user, or a system without /proc
         return False
-    return False
+    return state in ("Z", "X")  # killed, and its parent has not asked yet
 
 
 class Leases:
@@ -140,11 +141,13 @@ class Leases:
 
     def alive(self) -> list[str]:
         """Returns the names of all leases that have not expired, held here or elsewhere."""
-        return [
-            name
-            for name, generation in sorted(self._latest().items())
-            if name in self._held or not self._expired(self._path(name, generation))
-        ]
+        latest = self._latest()
+        return sorted(set(latest) - set(self.available(set(latest) - set(self._held))))
+
+    def discard(self, prefix: str) -> None:
+        """Removes expired leases on names that begin so and that nobody will ask for again."""
+        for name in self.available([name for name in self._latest() if name.startswith(prefix)]):
+            self._path(name, 0).unlink(missing_ok=True)
 
     def _path(self, name: str, generation: int) -> Path:
         return self._folder / f"{name}.{generation}"

@@ -107,6 +107,7 @@ def joined(
             while last and len(_present(leases)) > 1:
                 time.sleep(0.1)
             leases.finish(own)
+            leases.discard(_MEETING)
     jax.distributed.shutdown()
 
 

@@ -49,6 +49,9 @@ def test_a_lease_is_renewed_and_comes_back(tmp_path):
         assert other.available(["run", "free"]) == ["free"] and other.alive() == ["run"]
         mine.finish("run")
         assert not list(tmp_path.iterdir()) and other.take("run")
+        (tmp_path / "runner.0").write_text("released")
+        mine.discard("run")  # those that have expired, and no others
+        assert [path.name for path in tmp_path.iterdir()] == ["run.0"]
 
 
 def test_the_lease_of_a_dead_process_of_this_machine_is_taken_at_once(tmp_path):
@@ -66,6 +69,16 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run.0", "run.1"]
         mine.finish("run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_process_whose_parent_has_not_asked_is_dead():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = f"{leases.machine()}.{process.pid}"
+    assert not leases.is_dead(name) and not leases.is_dead(leases.owner())
+    process.kill()
+    wait_for(lambda: leases.is_dead(name))
+    process.communicate()
+    assert leases.is_dead(name)
 
 
 @pytest.mark.parametrize("content", ["another-machine.1", "", "\x00 garbage"])
@@ -98,20 +111,31 @@ def test_what_was_given_up_is_free_and_its_generation_is_not_used_again(tmp_path
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run.0", "run.1"]
 
 
-def test_a_decision_on_an_old_look_loses(tmp_path, monkeypatch):
-    (tmp_path / "run.0").write_text("released")
+@pytest.mark.parametrize("before", [(), ("run.0",)])
+def test_a_decision_on_an_old_look_loses(before, tmp_path, monkeypatch):
+    for name in before:
+        (tmp_path / name).write_text("released")
     with Leases(tmp_path) as late, Leases(tmp_path) as early:
-        expired = late._expired
+        latest = late._latest
 
-        def look(path):
-            found = expired(path)
+        def look():
+            found = latest()
             if not early._held:
                 assert early.take("run")  # between the look and the creation
             return found
 
-        monkeypatch.setattr(late, "_expired", look)
+        monkeypatch.setattr(late, "_latest", look)
         assert not late.take("run")
-        assert early.holds("run")
+        assert early.holds("run") and not late._held
+
+
+def test_a_lease_that_a_listing_missed_is_respected(tmp_path, monkeypatch):
+    (tmp_path / "run.1").write_text("another-machine.1")
+    with Leases(tmp_path) as mine:
+        looks = iter([{}, {"run": 1}])
+        monkeypatch.setattr(mine, "_latest", lambda: next(looks))
+        assert not mine.take("run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.1"]
 
 
 def test_a_full_disk_leaves_no_lease(tmp_path, monkeypatch):

@@ -185,6 +185,57 @@ def test_a_note_beside_the_files_of_a_run_is_no_damage(copy):
     assert not computed
 
 
+def test_what_was_finished_between_the_look_and_the_lease_is_not_computed(copy, monkeypatch):
+    out, computed = copy
+    (out / "runs" / RUN).rename(out / "moved")
+    take = leases.Leases.take
+
+    def later(held, name):
+        taken = take(held, name)
+        (out / "moved").rename(out / "runs" / RUN)  # its holder finished, and removed its lease
+        return taken
+
+    monkeypatch.setattr(leases.Leases, "take", later)
+    told = []
+    result = sweep(out, progress=lambda *told_now: told.append(told_now[:2]))
+    assert not computed and [record["seed"] for record in result.records] == list(SEEDS)
+    assert told == [(2, 3), (3, 3)] and not list((out / "leases").iterdir())
+
+
+def test_who_was_taken_for_dead_leaves_the_run_to_the_other(copy, monkeypatch):
+    out, computed = copy
+    (out / "runs" / RUN).rename(out / "moved")
+    trained = dispatch.ended_runs
+
+    def held_up(*arguments):
+        for ended in trained(*arguments):
+            (out / "leases" / f"{RUN}.1").write_text("another-machine.1")
+            yield ended
+            assert not (out / "runs" / RUN).exists()
+            (out / "moved").rename(out / "runs" / RUN)
+            (out / "leases" / f"{RUN}.1").unlink()
+
+    monkeypatch.setattr(dispatch, "ended_runs", held_up)
+    result = sweep(out)
+    assert computed == [RUN] and result.records[1]["status"] != "new"
+
+
+def test_an_interrupt_frees_the_runs_in_hand_at_once(copy, monkeypatch):
+    out, computed = copy
+    shutil.rmtree(out / "runs" / RUN)
+    trained = dispatch.ended_runs
+
+    def interrupted(*arguments):
+        for _ in trained(*arguments):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "ended_runs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(out)
+    assert len(sweep(out).records) == 3 and computed == [RUN, RUN]
+
+
 def test_readers_name_what_is_damaged(copy):
     out, _ = copy
     result = sweep(out)
