@@ -231,6 +231,8 @@ def _run_shared(
     with folder.leases() as leases:
 
         def take(point: Point) -> bool:
+            if point in records:
+                return False
             with files.writing(folder.folder):
                 if not leases.take(point.identifier):
                     return False

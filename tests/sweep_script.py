@@ -1,4 +1,7 @@
-"""A small sweep in a process of its own, for tests that kill it: OUT DEVICES PAUSE JOB."""
+"""A small sweep in a process of its own, for tests that kill it: OUT DEVICES PAUSE JOB.
+
+JOB is empty, `found` for what the environment says, or ADDRESS,COUNT,INDEX.
+"""
 
 import contextlib
 import json
@@ -74,7 +77,9 @@ def main(out, devices, pause, job):
     sweeps.use_host_devices(devices)
     dispatch.ended_runs = noting(Told(), dispatch.ended_runs)
     joining = contextlib.nullcontext()
-    if job:
+    if job == "found":
+        joining = processes.joined(out)
+    elif job:
         address, count, index = job.split(",")
         joining = processes.joined(
             out, coordinator_address=address, num_processes=int(count), process_id=int(index)

@@ -13,26 +13,53 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxstab import dispatch, leases, processes
+from jaxstab import cli, dispatch, leases, processes
 from tests import sweep_script
 
 SCRIPT = Path(__file__).with_name("sweep_script.py")
 RUNS = 12
 
 
-def start(out, devices, pause=0.0, job=""):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def start(out, devices, pause=0.0, job="", **variables):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | variables
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(out), str(devices), str(pause), job],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 
-def start_job(out, count, devices, pause=0.0):
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    return [start(out, devices, pause, f"{address},{count},{index}") for index in range(count)]
+        return str(free.getsockname()[1])
+
+
+def slurm(count, index, port):
+    """What JAX reads in a step of a SLURM job."""
+    return {
+        "SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(count), "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index),
+        "JAX_COORDINATOR_PORT": port,
+    }  # fmt: skip
+
+
+def open_mpi(count, index, port):
+    """What JAX reads in a process that mpirun started."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": str(count), "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index), "JAX_COORDINATOR_PORT": port,
+    }  # fmt: skip
+
+
+def start_job(out, count, devices, pause=0.0, cluster=None):
+    """Processes that are told of each other, by their environment or by arguments."""
+    port = free_port()
+    if cluster is not None:
+        environments = [cluster(count, index, port) for index in range(count)]
+        return [start(out, devices, pause, "found", **each) for each in environments]
+    jobs = [f"localhost:{port},{count},{index}" for index in range(count)]
+    return [start(out, devices, pause, job) for job in jobs]
 
 
 def read(output):
@@ -102,17 +129,20 @@ def test_a_kill_loses_only_runs_in_hand_on_any_number_of_devices(whole, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("count", "joined"),
+    ("count", "how"),
     [
-        (2, True),
-        pytest.param(2, False, marks=pytest.mark.slow),
-        pytest.param(4, True, marks=pytest.mark.slow),
-        pytest.param(4, False, marks=pytest.mark.slow),
+        (2, slurm),
+        pytest.param(2, open_mpi, marks=pytest.mark.slow),
+        pytest.param(2, "alone", marks=pytest.mark.slow),
+        pytest.param(4, "told", marks=pytest.mark.slow),
+        pytest.param(4, "alone", marks=pytest.mark.slow),
     ],
 )
-def test_processes_share_the_work_and_each_has_all_of_it(count, joined, whole, tmp_path):
+def test_processes_share_the_work_and_each_has_all_of_it(count, how, whole, tmp_path):
+    joined = how != "alone"
     if joined:
-        started = start_job(tmp_path, count, 8 // count, pause=0.05)
+        cluster = None if how == "told" else how
+        started = start_job(tmp_path, count, 8 // count, pause=0.05, cluster=cluster)
     else:
         started = [start(tmp_path, 8 // count, pause=0.05) for _ in range(count)]
     found = [finish(process) for process in started]
@@ -215,3 +245,41 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
         with leases.Leases(tmp_path / "leases") as others:
             others.take("process-1-bb"), others.take("process-2-cc")
             processes._meet(own, 0, 3, tmp_path)
+
+
+def readme_command():
+    """The sweep that the README starts several times, as words after `jaxstab`."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    section = text.split("### Several processes and hosts")[1].split("\n## ")[0]
+    first, second = re.findall(r"^jaxstab (sweep .*) &$", section, re.MULTILINE)
+    (third,) = re.findall(r"^srun --ntasks 8 jaxstab (sweep .*)$", section, re.MULTILINE)
+    assert first == second and third == f"{first} --distributed"
+    return third.split()
+
+
+def test_the_commands_of_the_readme_are_understood():
+    words = readme_command()
+    given = cli.build_parser(words).parse_args(words)
+    assert given.distributed and given.out == Path("DIR")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [None, slurm])
+def test_the_commands_of_the_readme_share_a_sweep(cluster, tmp_path):
+    words = [word.replace("DIR", str(tmp_path / "out")) for word in readme_command()]
+    words += ["--n-train", "40", "--max-steps", "2000", "--loss-tolerance", "0.02", "--seeds", "1"]
+    if cluster is None:
+        words.remove("--distributed")
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxstab", *words], stdout=subprocess.PIPE, text=True,
+            env=os.environ | (cluster(2, index, port) if cluster else {}),
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    tables = [text.split("claims")[0] for text in printed]
+    assert tables[0] == tables[1] and "9 runs: " in tables[0]
+    assert (tmp_path / "out" / "report.html").exists()
