@@ -202,6 +202,25 @@ def test_what_was_finished_between_the_look_and_the_lease_is_not_computed(copy, 
     assert told == [(2, 3), (3, 3)] and not list((out / "leases").iterdir())
 
 
+def test_what_another_process_finishes_during_ours_is_told_once(copy, monkeypatch):
+    out, computed = copy
+    other = out / "runs" / RUN.replace("seed1", "seed2")
+    (out / "runs" / RUN).rename(out / "gone")
+    other.rename(out / "moved")
+    trained = dispatch.ended_runs
+
+    def slow(*arguments):
+        for ended in trained(*arguments):
+            (out / "moved").rename(other)
+            yield ended
+
+    monkeypatch.setattr(dispatch, "ended_runs", slow)
+    told = []
+    result = sweep(out, progress=lambda *told_now: told.append(told_now[:2]))
+    assert computed == [RUN] and told == [(1, 3), (2, 3), (3, 3)]
+    assert [record["seed"] for record in result.records] == list(SEEDS)
+
+
 def test_who_was_taken_for_dead_leaves_the_run_to_the_other(copy, monkeypatch):
     out, computed = copy
     (out / "runs" / RUN).rename(out / "moved")
