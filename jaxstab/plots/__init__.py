@@ -17,6 +17,7 @@ from jaxstab.plots.common import (
     published_series,
     styled,
 )
+from jaxstab.plots.diffusion import FORMULAS, settling
 from jaxstab.plots.escape import optimizers, outcomes, trajectories
 from jaxstab.plots.langevin import Histogram, curves, groups, marginals, noise, triangles
 from jaxstab.plots.minima import batch_size, edge, plane, selection
@@ -27,6 +28,7 @@ from jaxstab.plots.training import along_training
 
 __all__ = [
     "COLORS",
+    "FORMULAS",
     "LEARNING_RATE",
     "MARKERS",
     "NONUNIFORMITY",
@@ -55,6 +57,7 @@ __all__ = [
     "png",
     "published_series",
     "selection",
+    "settling",
     "stability_diagram",
     "stability_map",
     "styled",

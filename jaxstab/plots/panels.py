@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxstab.plots.common import COLORS, Line, Series, label_axes, new_figure, styled
+from jaxstab.plots.common import COLORS, MARKERS, Line, Series, label_axes, new_figure, styled
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Panel:
       lines: dashed predictions.
       vertical: label to position of dotted vertical lines.
       log_y: logarithmic values.
+      points: draws the curves as markers without lines.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Panel:
     lines: Sequence[Line] = ()
     vertical: Mapping[str, float] = field(default_factory=dict)
     log_y: bool = False
+    points: bool = False
 
 
 @styled
@@ -48,7 +50,8 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
         for i, curve in enumerate(panel.curves):
             color = COLORS[i % len(COLORS)] if curve.label else COLORS[0]
             mean = np.asarray(curve.mean)
-            axes.plot(curve.x, mean, color=color, label=curve.label or None)
+            style = {"ls": "none", "marker": MARKERS[i % len(MARKERS)]} if panel.points else {}
+            axes.plot(curve.x, mean, color=color, label=curve.label or None, **style)
             if curve.std is not None:
                 low, high = mean - np.asarray(curve.std), mean + np.asarray(curve.std)
                 if panel.log_y:
