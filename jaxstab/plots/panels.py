@@ -72,6 +72,8 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
             log_y=panel.log_y,
             legend=bool(axes.get_legend_handles_labels()[1]),
         )
+        if panel.points and axes.get_legend():  # inside it would hide points
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     return figure

@@ -113,8 +113,14 @@ def test_claims_around_a_network():
 def test_the_paper_preset_reads_its_data_and_trains_with_batch_norm(tmp_path):
     testing.write_tfds("cifar10", tmp_path, n_train=24, n_test=12)
     small = {"model": "resnet8-small-norm", "n_train": 24, "batch_sizes": (12,), "probes": 3}
-    small |= {"learning_rates": (0.08,), "epochs": 2, "drops": (1,), "seeds": 2, "chunk_size": 12}
+    small |= {
+        "learning_rates": (0.08, 0.2),
+        "epochs": 2,
+        "drops": (1,),
+        "seeds": 2,
+        "chunk_size": 12,
+    }
     settings = dataclasses.replace(REGISTRY["factors"].settings("paper"), **small)
     outcome = factors.run(settings, Context(tmp_path / "out", data_dir=tmp_path))
-    assert len(outcome.rows) == 2 and outcome.rows["covariance_trace"].gt(0).all()
+    assert len(outcome.rows) == 4 and outcome.rows["covariance_trace"].gt(0).all()
     assert "published_ratio" not in outcome.tables[0].rows  # another network

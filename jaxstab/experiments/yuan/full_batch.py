@@ -201,6 +201,13 @@ PRESETS = {
         measured=10_000,
     ),
     "tiny": Settings(
-        loss="squared", n_train=40, batch_size=10, epochs=2, longer=2, seeds=2, **MEASURED
+        loss="squared",
+        n_train=40,
+        batch_size=10,
+        epochs=2,
+        longer=2,
+        seeds=2,
+        ways=("sgd", "full_batch_in_practice"),
+        **MEASURED,
     ),
 }

@@ -9,6 +9,7 @@ import jax
 import pandas as pd
 
 from jaxstab import losses
+from jaxstab.checks import check_name
 from jaxstab.data import crop_and_flip
 from jaxstab.experiments.problems import Problem
 from jaxstab.experiments.protocol import Context
@@ -35,6 +36,7 @@ class TrainingSettings(MeasureSettings, ProblemSettings):
     padding: int = setting(0, "pixels of padding for random crops; 0 for none")
     flip: bool = setting(False, "flip half of the images")
     seeds: int = setting(5, "number of seeds")
+    ways: tuple[str, ...] = setting((), "rows to train; all by default")
     measured: int = setting(0, "training examples on which a and s are measured; 0 for all")
     chunk_size: int | None = setting(None, "examples in memory at once; all by default")
 
@@ -73,9 +75,12 @@ def compare(
     more: Callable[[Way, Ended], dict[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Trains every way from every seed; one row a run, with a, s and accuracies at its end."""
+    chosen = [check_name("row", name, ways) for name in settings.ways or ways]
     steps = {
-        f"{name}-seed{seed}": functools.partial(follow, settings, problem, name, way, seed, more)
-        for name, way in ways.items()
+        f"{name}-seed{seed}": functools.partial(
+            follow, settings, problem, name, ways[name], seed, more
+        )
+        for name in chosen
         for seed in seed_range(settings.seeds)
     }
     return pd.DataFrame(context.remember_all(steps))
@@ -143,4 +148,5 @@ def augmentation(padding: int, flip: bool, shuffle: bool) -> Any:
 def difference(rows: pd.DataFrame, value: str, one: str, other: str) -> Estimate:
     """Mean over seeds of a quantity of one way to train less that of another, seeds paired."""
     wide = rows.pivot(index="seed", columns="training", values=value).reset_index()
+    wide = wide.reindex(columns=["seed", one, other])  # NaN for a row that was not trained
     return mean_over(wide.assign(more=wide[one] - wide[other]), "more")

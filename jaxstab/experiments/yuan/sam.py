@@ -196,5 +196,5 @@ PRESETS = {
         chunk_size=500,
         measured=10_000,
     ),
-    "tiny": Settings(n_train=40, batch_size=10, epochs=2, seeds=2, **MEASURED),
+    "tiny": Settings(n_train=40, batch_size=10, epochs=2, seeds=2, ways=("sgd", "sam"), **MEASURED),
 }
