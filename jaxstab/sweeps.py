@@ -1,18 +1,12 @@
 """A grid of runs over all devices, resumable: learning rates x batch sizes x scales x seeds.
 
 Runs are grouped by batch size, which is all that compilation depends on; `jaxstab.dispatch` spreads
-them over the devices, and `jaxstab.store` keeps what is finished.
-
-Several processes, on one host or many: each drives its own devices, and they share nothing but the
-output folder. A process leases a run when a device of it is free (`jaxstab.leases`), so faster ones
-do more, and what a dead one had in hand is done by others. They need not know of each other: the
-same call in each, at any time, is enough, with or without `jax.distributed`. That is why no
-collective operation is used: one would tie all processes to the slowest, and to the life of each.
+them over the devices, `jaxstab.store` keeps what is finished, and `jaxstab.sharing` lets several
+processes, on one host or many, do one sweep together.
 """
 
 import hashlib
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,13 +17,11 @@ import jax
 import numpy as np
 import optax
 
-from jaxstab import checks, dispatch, files, store, training
+from jaxstab import checks, dispatch, sharing, store, training
 from jaxstab.callables import as_pytree
 from jaxstab.dispatch import Point
 from jaxstab.precision import check_precision
 from jaxstab.processes import use_host_devices as use_host_devices
-
-POLL_SECONDS = 0.5  # between two looks at what other processes have finished
 
 
 @dataclass(frozen=True)
@@ -179,7 +171,8 @@ def sweep(
         records, kept = _run_here(work, loops, points, progress)
         return SweepResult(records, None, initial, kept)
     folder = store.Store(out, _describe(work, loops, points, initial, config))
-    return SweepResult(_run_shared(work, loops, points, folder, progress), folder.folder, initial)
+    records = sharing.run(work, loops, points, folder, progress)
+    return SweepResult(records, folder.folder, initial)
 
 
 def _run_here(
@@ -195,81 +188,6 @@ def _run_here(
         records[point], kept[point] = record, (params, history)
         progress(len(records), len(points), record)
     return [records[point] for point in points], kept
-
-
-def _run_shared(
-    work: dispatch.Work,
-    loops: Mapping[int, training.Loop],
-    points: Sequence[Point],
-    folder: store.Store,
-    progress: Callable[..., None],
-) -> list[dict[str, Any]]:
-    """Does the runs that the folder does not hold, beside others who do so; returns all of them."""
-    records: dict[Point, dict[str, Any]] = {}
-    known: set[Point] = set()  # to be in the folder, whole or damaged
-
-    def read(point: Point) -> dict[str, Any] | None:
-        return folder.record(point.identifier, point._asdict())
-
-    def read_new() -> list[Point]:
-        names = folder.names()
-        new = [point for point in points if point not in known and point.identifier in names]
-        known.update(new)
-        found = {point: record for point in new if (record := read(point)) is not None}
-        records.update(found)
-        return list(found)
-
-    def tell(finished: Sequence[Point]) -> None:
-        for done, point in enumerate(finished, len(records) - len(finished) + 1):
-            progress(done, len(points), records[point])
-
-    read_new()
-    progress(len(records), len(points), None)
-    if len(records) == len(points):
-        return [records[point] for point in points]
-    work = work.place()
-    with folder.leases() as leases:
-
-        def take(point: Point) -> bool:
-            if point in records:
-                return False
-            with files.writing(folder.folder):
-                if not leases.take(point.identifier):
-                    return False
-            # it may have been finished since we looked
-            if (record := read(point)) is not None:
-                leases.finish(point.identifier)
-                records[point] = record
-                known.add(point)
-                tell([point])
-                return False
-            folder.make_room(point.identifier, point._asdict())
-            return True
-
-        def put(point: Point, record: Any, params: Any, history: Any) -> None:
-            try:
-                if leases.holds(point.identifier):
-                    records[point] = folder.write(point.identifier, record, params, history)
-            except Exception:
-                if leases.holds(point.identifier):
-                    raise
-            if point not in records:  # another took this process, held up, for dead, and does it
-                return leases.give_up(point.identifier)
-            known.add(point)
-            leases.finish(point.identifier)
-            tell([point])
-
-        while len(records) < len(points):
-            by_name = {point.identifier: point for point in points if point not in records}
-            free = [by_name[name] for name in leases.available(by_name)]
-            for ended in dispatch.ended_runs(work, loops, free, take):
-                put(*ended)
-                tell(read_new())
-            new = read_new()
-            tell(new)
-            if not (free or new):
-                time.sleep(POLL_SECONDS)
-    return [records[point] for point in points]
 
 
 def _describe(

@@ -31,7 +31,7 @@ LAYERS = {
     "stability": 5,
     "transforms": 6, "tracking": 6,
     "dispatch": 7, "training": 7, "run_settings": 6, "landscape": 7,
-    "snapshots": 8, "store": 8, "sweeps": 8,
+    "snapshots": 8, "store": 8, "sharing": 8, "sweeps": 8,
     "plots": 9, "experiments": 10, "report": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip
 

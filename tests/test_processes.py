@@ -1,5 +1,6 @@
 """Real processes that share a sweep: same table, no run twice, whoever is killed."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -245,6 +247,41 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
         with leases.Leases(tmp_path / "leases") as others:
             others.take("process-1-bb"), others.take("process-2-cc")
             processes._meet(own, 0, 3, tmp_path)
+
+
+@pytest.fixture
+def first_of_two(monkeypatch, tmp_path):
+    """This process as process 0 of two, the other one being a lease that the test holds."""
+    before = jax.config.jax_enable_recoverability
+    ended = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: ended.append("shutdown"))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with leases.Leases(tmp_path / "leases") as other:
+        other.take("process-1-bb")
+        yield other, ended
+    jax.config.update("jax_enable_recoverability", before)
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_the_coordinator_leaves_last(error, first_of_two, tmp_path):
+    other, ended = first_of_two
+    leaving = threading.Timer(0.3, lambda: (ended.append("other"), other.finish("process-1-bb")))
+    expected = pytest.raises(error) if error else contextlib.nullcontext()
+    with expected, processes.joined(tmp_path) as place:
+        assert place == (0, 2)
+        leaving.start()
+        if error:
+            raise error
+    assert ended == (["other"] if error else ["other", "shutdown"])
+    assert not list((tmp_path / "leases").iterdir())
+
+
+def test_an_interrupt_does_not_wait(first_of_two, tmp_path):
+    other, _ = first_of_two
+    with pytest.raises(KeyboardInterrupt), processes.joined(tmp_path):
+        raise KeyboardInterrupt
+    assert other.alive() == ["process-1-bb"]
 
 
 def readme_command():
