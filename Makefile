@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow study test-browser check bench bench-peers notebooks clean
+.PHONY: run test test-slow study test-browser test-oldest dist-test docs gallery check bench bench-peers notebooks clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,33 @@ $(VENV)/.browser: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	touch $@
 
+# The site in docs/_build/html, with the examples of its pages run.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m pytest tests/test_docs.py -q
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+# Runs experiments and keeps what the site shows of them; NAME="toy-escape bias" for these alone.
+gallery: $(READY)
+	$(BIN)/python docs/gallery.py $(NAME)
+
+# The built wheel in an environment of its own, outside the checkout.
+dist-test:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build
+	rm -rf dist && .venv-dist/bin/python -m build --quiet --outdir dist .
+	cp README.md constraints.txt tests/dist_check.sh .venv-dist/
+	cd .venv-dist && bash dist_check.sh ../dist
+
+# The oldest versions that pyproject.toml allows.
+test-oldest: constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[test]'
+	.venv-oldest/bin/python -m pytest -n 2 -m 'not slow and not study' -q -W default --ignore tests/test_notebooks.py --ignore tests/browser
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +79,4 @@ bench-peers: .venv-peers/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers .cache runs
+	rm -rf $(VENV) .venv-peers .venv-dist .venv-oldest .cache runs dist docs/_build

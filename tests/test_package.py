@@ -6,6 +6,7 @@ import importlib
 import pathlib
 import pkgutil
 import re
+import tomllib
 
 import pytest
 
@@ -103,6 +104,18 @@ def readme_blocks():
 def test_readme_examples_run_as_they_stand(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(readme_blocks()[number], f"README block {number}", "exec"), {})
+
+
+def test_the_oldest_versions_are_those_of_the_metadata():
+    """constraints-oldest.txt, with which `make test-oldest` runs, says what pyproject.toml says."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + project["optional-dependencies"]["test"]
+    lowest = dict(line.split(">=") for line in asked)
+    pins = (ROOT / "constraints-oldest.txt").read_text().split()
+    pinned = dict(pin.split("==") for pin in pins)
+    assert {*lowest} == {*pinned}
+    for name, version in lowest.items():
+        assert f"{pinned[name]}.".startswith(f"{version}."), name
 
 
 CITING = [
