@@ -27,7 +27,13 @@ class Finished:
     kept: dict[Path, int]
 
 
-@pytest.fixture(scope="module", params=list(REGISTRY))
+LONG = ("asymmetry", "cross-entropy", "escape", "lbfgs")  # to compile
+EXPERIMENTS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in REGISTRY
+]
+
+
+@pytest.fixture(scope="module", params=EXPERIMENTS)
 def finished(request, tmp_path_factory):
     experiment = REGISTRY[request.param]
     settings = experiment.presets["tiny"]
