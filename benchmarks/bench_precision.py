@@ -1,14 +1,20 @@
 """Certificates on emulated machines: how often intervals hold the float64 truth, by precision.
 
 Every case is a random problem solved as the machine would (`jaxstab.emulation`), its truth a dense
-eigenvalue problem in float64. A setting is a machine, the precision that the solver is given, and
-what the solver believes the machine to be: "silent" ones are coarser than it believes.
+eigenvalue problem in float64. A setting is a machine, the precision that the solver is given,
+whether it ends with products in full precision, and what it believes the machine to be: "silent"
+ones are coarser than it believes.
+
+What is counted is kept in OUT/bench_precision_counts.json, setting by setting: a study that was
+interrupted goes on from there, and starts over if the code of the certificate has changed.
 """
 
 import argparse
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -20,32 +26,39 @@ from jax.flatten_util import ravel_pytree
 import jaxstab as js
 from benchmarks import harness
 from benchmarks.harness import Row
-from jaxstab import emulation
+from jaxstab import emulation, files
 from jaxstab.eigen import lanczos
-from jaxstab.measurement import reference_of
+from jaxstab.operators.hessian import Operator
 
 CASES = {"tiny": 8, "small": 100, "full": 1000}
 TOL = 1e-2
 FAILURE = 1e-3  # of `lanczos`, over the start
+BASIS = 12  # the default of 32 takes five times as long and restarts less
 EXAMPLES = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A machine, the precision asked for, and the machine that the solver believes in."""
+    """A machine, the precision asked for, and the machine that the solver believes in.
+
+    `ended` in full precision are the solves whose final vectors a reference multiplies.
+    """
 
     name: str
     machine: Any
     precision: str
     believed: str
+    ended: bool = False
 
 
 SETTINGS = (
-    Setting("GPU default: TF32", emulation.GPU, "default", "gpu"),
-    Setting("GPU default: TF32, cut off", emulation.GPU_CUT, "default", "gpu"),
-    Setting("TPU default: bfloat16", emulation.TPU, "default", "tpu"),
-    Setting("TPU high: bfloat16, 3 passes", emulation.TPU, "high", "tpu"),
-    Setting("highest: float32", emulation.GPU, "highest", "gpu"),
+    Setting("float32", emulation.GPU, "highest", "gpu"),
+    Setting("TF32", emulation.GPU_CUT, "default", "gpu"),
+    Setting("bfloat16, 3 passes", emulation.TPU, "high", "tpu"),
+    Setting("bfloat16", emulation.TPU, "default", "tpu"),
+    Setting("TF32, ended in float32", emulation.GPU_CUT, "default", "gpu", ended=True),
+    Setting("bfloat16, 3 passes, ended in float32", emulation.TPU, "high", "tpu", ended=True),
+    Setting("bfloat16, ended in float32", emulation.TPU, "default", "tpu", ended=True),
     Setting("silent TF32", emulation.always(emulation.TF32), "highest", "gpu"),
     Setting("silent bfloat16", emulation.always(emulation.BFLOAT16), "highest", "gpu"),
 )
@@ -63,13 +76,22 @@ def _times(matrix: jax.Array, v: jax.Array) -> jax.Array:
     return matrix @ v
 
 
-@jax.tree_util.Partial
-def _network_loss(params: Any, example: Any) -> jax.Array:
-    """A small network, tanh first and ReLU second, with one product too many to be linear."""
+def _network_loss(activation: Any, params: Any, example: Any) -> jax.Array:
+    """A small network, tanh first, with one product too many to be linear."""
     x, y = example
     hidden = jnp.tanh(x @ params["a"] + params["b"])
-    hidden = jax.nn.relu(hidden @ params["c"] + params["d"])
+    hidden = activation(hidden @ params["c"] + params["d"])
     return jnp.mean((hidden @ params["e"] - y) ** 2)
+
+
+@jax.tree_util.Partial
+def _smooth_loss(params: Any, example: Any) -> jax.Array:
+    return _network_loss(jax.nn.silu, params, example)
+
+
+@jax.tree_util.Partial
+def _relu_loss(params: Any, example: Any) -> jax.Array:
+    return _network_loss(jax.nn.relu, params, example)
 
 
 def dense(cases: int, size: int = 48) -> Case:
@@ -93,11 +115,23 @@ def dense(cases: int, size: int = 48) -> Case:
     def operator(matrix: jax.Array, precision: str) -> Any:
         return jax.tree_util.Partial(_times, matrix)
 
-    return Case(jnp.asarray(matrices), operator, truth)
+    return Case(matrices, operator, truth)
 
 
-def network(cases: int, *, centred: bool, steps: int = 60) -> Case:
+def network(cases: int, *, loss: Any = _smooth_loss, centred: bool = False) -> Case:
     """H, or Σ if `centred`, of small networks of 74 parameters after a few steps of descent."""
+    operands, truth = _networks(cases, loss)
+    make_operator = js.hessian_variance if centred else js.hessian
+
+    def operator(operands: Any, precision: str) -> Any:
+        return make_operator(loss, *operands, precision=precision)
+
+    return Case(operands, operator, truth[int(centred)])
+
+
+@functools.cache
+def _networks(cases: int, loss: Any, steps: int = 60) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
+    """Parameters and data of networks, and the largest eigenvalues of H and of Σ."""
 
     def make(key: jax.Array) -> Any:
         keys = jax.random.split(key, 8)
@@ -108,37 +142,40 @@ def network(cases: int, *, centred: bool, steps: int = 60) -> Case:
             for k, (name, shape) in zip(keys[:5], shapes.items())
         }
         data = jax.random.normal(keys[5], (EXAMPLES, 5)), jax.random.normal(keys[7], (EXAMPLES, 2))
-        mean = lambda p: jnp.mean(jax.vmap(_network_loss, (None, 0))(p, data))  # noqa: E731
+        mean = lambda p: jnp.mean(jax.vmap(loss, (None, 0))(p, data))  # noqa: E731
         descend = lambda p, _: (  # noqa: E731
             jax.tree.map(lambda x, g: x - 0.02 * g, p, jax.grad(mean)(p)),
             None,
         )
         return jax.lax.scan(descend, params, length=steps)[0], data
 
-    operands = jax.jit(jax.vmap(make))(jax.random.split(jax.random.key(1), cases))
-    make_operator = js.hessian_variance if centred else js.hessian
-
-    def operator(operands: Any, precision: str) -> Any:
-        return make_operator(_network_loss, *operands, precision=precision)
-
-    return Case(operands, operator, _network_truth(operands, centred))
-
-
-def _network_truth(operands: Any, centred: bool) -> np.ndarray:
-    def one(operands: Any) -> jax.Array:
+    def moments(operands: Any) -> tuple[jax.Array, jax.Array]:
         params, data = operands
         flat, unravel = ravel_pytree(params)
-        each = jax.vmap(
-            lambda example: jax.hessian(lambda p: _network_loss(unravel(p), example))(flat)
-        )(data)
+        each = jax.vmap(lambda example: jax.hessian(lambda p: loss(unravel(p), example))(flat))(
+            data
+        )
         mean = jnp.mean(each, axis=0)
-        if centred:
-            mean = jnp.mean(each @ each, axis=0) - mean @ mean
-        return jnp.linalg.eigvalsh((mean + mean.T) / 2)[-1]
+        return mean, jnp.mean(each @ each, axis=0) - mean @ mean
 
+    operands = _compiled(jax.vmap(make), jax.random.split(jax.random.key(1), cases))
+    operands = jax.tree.map(np.asarray, operands)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), operands)
-        return np.asarray(jax.jit(lambda xs: jax.lax.map(one, xs, batch_size=20))(wide))
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), operands)
+        found = _compiled(lambda xs: jax.lax.map(moments, xs, batch_size=20), wide)
+        matrices = [np.asarray(x) for x in found]
+    tops = [np.linalg.eigvalsh((x + np.swapaxes(x, 1, 2)) / 2)[:, -1] for x in matrices]
+    return operands, (tops[0], tops[1])
+
+
+def _compile(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """Compiles without the passes that pay for large problems only: a study is many small ones."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function).lower(*args).compile(compiler_options=options)
+
+
+def _compiled(function: Callable[..., Any], *args: Any) -> Any:
+    return _compile(function, *args)(*args)
 
 
 def solve(case: Case, setting: Setting, *, tol: float = TOL, max_matvecs: int = 60) -> Any:
@@ -146,27 +183,26 @@ def solve(case: Case, setting: Setting, *, tol: float = TOL, max_matvecs: int = 
 
     def one(operands: Any, key: jax.Array) -> Any:
         operator = case.operator(operands, setting.precision)
-        like = getattr(operator, "params", None)
-        if like is None:  # a plain matvec: the solver itself sets the precision
-            reference = None if setting.precision == "highest" else operator
-            like = jnp.zeros(operands.shape[-1])
-        else:
-            reference, operator = reference_of(operator), operator.prepare()
+        if isinstance(operator, Operator):
+            like, prepared = operator.params, operator.prepare()
+            reference = dataclasses.replace(operator, precision="highest")
+        else:  # a plain matvec: the solver itself sets the precision
+            like, prepared, reference = jnp.zeros(operands.shape[-1:]), operator, operator
         run = lanczos(
             tol=tol,
             max_matvecs=max_matvecs,
             failure_probability=FAILURE,
+            basis_size=BASIS,
             precision=setting.precision,
         )
-        return run(operator, like, key=key, reference=reference)._replace(vector=None)
+        found = run(prepared, like, key=key, reference=reference if setting.ended else None)
+        return found._replace(vector=None)
 
     keys = jax.random.split(jax.random.key(2), len(case.truth))
+    cases = [jax.tree.map(lambda x, i=i: x[i], case.operands) for i in range(len(case.truth))]
     with mock.patch("jaxstab.eigen.lanczos.default_machine", lambda: setting.believed):
-        run = jax.jit(emulation.emulate(one, setting.machine))
-        found = [
-            jax.device_get(run(jax.tree.map(lambda x, i=i: x[i], case.operands), key))
-            for i, key in enumerate(keys)
-        ]
+        run = _compile(emulation.emulate(one, setting.machine), cases[0], keys[0])
+    found = [jax.device_get(run(operands, key)) for operands, key in zip(cases, keys)]
     return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
@@ -204,34 +240,70 @@ def tally(case: Case, result: Any, tol: float = TOL) -> Tally:
 
 PROBLEMS = {
     "dense": dense,
-    "H of networks": functools.partial(network, centred=False),
-    "variance of networks": functools.partial(network, centred=True),
+    "H, smooth networks": functools.partial(network, centred=False),
+    "variance, smooth networks": functools.partial(network, centred=True),
+    "H, ReLU networks": functools.partial(network, loss=_relu_loss, centred=False),
+    "variance, ReLU networks": functools.partial(network, loss=_relu_loss, centred=True),
 }
 
 
 def run(settings: argparse.Namespace) -> list[Row]:
     """Share of intervals that hold the truth, for every problem and setting."""
+    tiny, cases = settings.size == "tiny", CASES[settings.size]
+    counts = Counts(settings.out / "bench_precision_counts.json", cases)
     rows = []
-    tiny = settings.size == "tiny"
     for name, make in list(PROBLEMS.items())[: 1 if tiny else None]:
-        case = make(CASES[settings.size])
         for setting in SETTINGS[: 2 if tiny else None]:
-            found = tally(case, solve(case, setting))
-            rows.append(
-                Row(
-                    f"{name}; {setting.name}",
-                    found.held,
-                    unit="",
-                    at_least=1 - 2 * FAILURE,
-                    note=f"{found.converged} of {found.cases} converged, "
-                    f"{found.converged_wrongly} wrongly; median width {found.width:.1e}, "
-                    f"error {found.error:.1e}; missed {found.missed_below} below, "
-                    f"{found.missed_above} above",
-                    details=found._asdict(),
-                )
-            )
-            print(rows[-1].what, rows[-1].note, flush=True)
+            what = f"{name}; {setting.name}"
+            found = counts.get(what, lambda: (make(cases), setting))  # noqa: B023
+            rows.append(_row(what, found))
+            print(what, rows[-1].note, flush=True)
     return rows
+
+
+def _row(what: str, found: Tally) -> Row:
+    return Row(
+        what,
+        found.held,
+        unit="",
+        at_least=1 - 2 * FAILURE,
+        note=f"{found.missed_below} missed below, {found.missed_above} above; {found.converged} of "
+        f"{found.cases} converged, {found.converged_wrongly} wrongly; median width "
+        f"{found.width:.1e}, error {found.error:.1e}",
+        details=found._asdict(),
+    )
+
+
+class Counts:
+    """What has been counted, in a file that outlives an interruption."""
+
+    def __init__(self, path: Path, cases: int) -> None:
+        self.path, self.header = path, {"cases": cases, "code": _fingerprint()}
+        self.found: dict[str, Any] = {}
+        if path.exists():
+            kept = files.read_json(path)
+            if kept["header"] == self.header:
+                self.found = kept["found"]
+
+    def get(self, what: str, problem: Callable[[], tuple[Case, Setting]]) -> Tally:
+        """Returns the tally of that name, counted now if it has not been."""
+        if what not in self.found:
+            case, setting = problem()
+            self.found[what] = tally(case, solve(case, setting))._asdict()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.path, {"header": self.header, "found": self.found})
+        return Tally(**self.found[what])
+
+
+def _fingerprint() -> str:
+    """A digest of the code that what is counted rests on."""
+    package = Path(js.__file__).parent
+    names = ("precision", "resolution", "emulation", "eigen/*")
+    paths = [path for name in names for path in sorted(package.glob(f"{name}.py"))]
+    digest = hashlib.sha256()
+    for path in [*paths, Path(__file__)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -195,6 +195,7 @@ def square_root(result: EigenResult) -> EigenResult:
         rounding = rounding._replace(
             allowed=jnp.minimum(slope * rounding.allowed, jnp.sqrt(rounding.allowed)),
             seen=jnp.minimum(slope * rounding.seen, jnp.sqrt(rounding.seen)),
+            difference=jnp.minimum(slope * rounding.difference, jnp.sqrt(rounding.difference)),
         )
     return result._replace(
         value=value, residual=residual, interval=Interval(lower, upper), rounding=rounding

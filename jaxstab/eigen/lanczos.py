@@ -1,5 +1,6 @@
 """Lanczos for the ends of the spectrum: the public factory. The process is in `restarted`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ from jax import lax
 
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, check_name, check_positive
-from jaxstab.eigen import certificate, restarted, rounding, vectors
+from jaxstab.eigen import certificate, difference, restarted, rounding, vectors
+from jaxstab.eigen.difference import Difference
 from jaxstab.eigen.result import EigenResult, Interval, Rounding
 from jaxstab.eigen.ritz import Ritz, read, settle
 from jaxstab.eigen.state import Options, Plan, State, make_plan
@@ -131,12 +133,17 @@ def _solve(
 ) -> EigenResult:
     traced = functools.partial(rounding.trace, sig=sig, sign=options.sign, machine=options.machine)
     apply, resolution = traced(matvec, precision=options.precision)
-    if reference is None:
-        model = used = rounding.model(sig, resolution)
-    else:
-        exact, finer = traced(reference, precision="highest")
-        model, used = rounding.model(sig, finer), rounding.first_guess(sig, resolution)
-    plan = make_plan(sig, options, warm=v0 is not None, model=used, reference=reference is not None)
+    apart = difference.none(sig)
+    if reference is not None:
+        exact, resolution = traced(reference, precision="highest")
+        # Half of the probability of failure is for the difference of the two operators.
+        options = dataclasses.replace(options, failure_probability=options.failure_probability / 2)
+        key, sub = jax.random.split(key)
+        apart = difference.measure(apply, exact, sig, sub, options.failure_probability)
+    model = rounding.model(sig, resolution)
+    plan = make_plan(
+        sig, options, warm=v0 is not None, model=model, reference=reference is not None
+    )
 
     def body(carry):
         if plan.restarts:
@@ -151,7 +158,7 @@ def _solve(
             carry,
         )
 
-    state = restarted.start(plan, key, v0)
+    state = restarted.start(plan, key, v0, difference.allowed(apart, jnp.zeros(())))
     blank = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
         jax.eval_shape(lambda s: read(plan, s), state),
@@ -166,15 +173,17 @@ def _solve(
             jnp.arange(options.k),
         )
         measured = measured._replace(defect=jnp.max(measured.defect))
+        state = state._replace(noise=difference.allowed(apart, measured.defect))
     ritz = settle(plan, state, ritz, measured, model)
     vector = lax.map(lambda i: vectors.cast_like(final(i), sig), jnp.arange(options.k))
-    return _result(plan, state, ritz, vector, measured.defect, model.unit)
+    return _result(plan, state, ritz, vector, measured.defect, apart)
 
 
 def _result(
-    plan: Plan, state: State, ritz: Ritz, vector: Any, seen: jax.Array, unit: float
+    plan: Plan, state: State, ritz: Ritz, vector: Any, defect: jax.Array, apart: Difference
 ) -> EigenResult:
     options, allowed = plan.options, ritz.bounds.rounding
+    closings = jnp.where(state.bad & (plan.closings > 0), state.closed, options.k)
     missing = state.bad | ~jnp.isfinite(ritz.pairs.value)
     value = jnp.where(missing, jnp.nan, options.sign * ritz.pairs.value)
     lower = jnp.where(missing, -jnp.inf, ritz.bounds.lower)
@@ -187,12 +196,13 @@ def _result(
         pairs = jax.tree.map(lambda x: x[0], pairs)
     return EigenResult(
         *pairs,
-        matvecs=state.matvecs,
+        matvecs=state.matvecs + apart.products,
         converged=ritz.decision.converged & ~state.bad,
         rounding=Rounding(
-            unit=jnp.asarray(unit, allowed.dtype),
+            unit=jnp.asarray(plan.model.unit, allowed.dtype),
             allowed=allowed,
-            seen=seen,
-            checks=jnp.where(state.bad, state.closed, options.k).astype(jnp.int32),
+            seen=jnp.maximum(defect, apart.seen),
+            checks=(closings + apart.products).astype(jnp.int32),
+            difference=state.noise,
         ),
     )

@@ -138,6 +138,7 @@ def _solve(
             allowed=state.rounding,
             seen=state.asymmetry,
             checks=jnp.zeros((), jnp.int32),
+            difference=jnp.zeros_like(state.rounding),
         ),
     )
 

@@ -51,7 +51,7 @@ def pause(plan: Plan, state: State, ritz: Ritz) -> jax.Array:
     return finished(plan, state, ritz) | (full & ~state.stopping)
 
 
-def start(plan: Plan, key: jax.Array, v0: Any) -> State:
+def start(plan: Plan, key: jax.Array, v0: Any, noise: jax.Array) -> State:
     """The first phase, before its first product."""
     sig, options = plan.sig, plan.options
     dtype = vectors.working_dtype(sig)
@@ -89,6 +89,7 @@ def start(plan: Plan, key: jax.Array, v0: Any) -> State:
         quotient=jnp.zeros(options.k, dtype),
         rest=jnp.zeros(options.k, dtype),
         defect=zero,
+        noise=noise,
     )
 
 

@@ -19,13 +19,15 @@ class Rounding(NamedTuple):
     `unit` is the unit roundoff of the products that value, residual and the certain end of the
     interval rest on, read from their precision and dtypes: 2⁻²⁴ = 6e-8 for full float32, 2⁻¹⁰ for
     TF32, 2⁻⁸ for bfloat16. `allowed` follows from it by a model (docs/formulas.md, 9), widened by
-    what the products showed of asymmetry and of non-linearity beyond that model.
+    what the products showed of asymmetry and of non-linearity beyond that model. With Krylov
+    products coarser than those of a reference, `difference` is allowed for in the uncertain end.
     """
 
     unit: jax.Array  # ()
     allowed: jax.Array  # (), units of A: widens both ends of the interval and the residual
     seen: jax.Array  # (), units of A: how far products with the final vectors were from expected
-    checks: jax.Array  # (), int32: those products, beside `matvecs`
+    checks: jax.Array  # (), int32: products beside `matvecs`: those, all that a reference made
+    difference: jax.Array  # (), units of A: bound on ‖A − reference‖; 0 without a reference
 
 
 class EigenResult(NamedTuple):
@@ -80,7 +82,8 @@ class EigenResult(NamedTuple):
             )
         advice = ": only the interval is certified; raise max_matvecs"
         if self.rounding is not None and np.ndim(value) == 0:
-            noise = max(float(self.rounding.allowed), float(self.rounding.seen))
+            kinds = self.rounding.allowed, self.rounding.seen, self.rounding.difference
+            noise = max(map(float, kinds))
             if 8 * noise >= upper - lower:
                 advice = (
                     ": only the interval is certified; rounding of the products is the limit, "

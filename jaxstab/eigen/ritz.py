@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxstab.eigen import certificate, rounding
+from jaxstab.eigen.difference import DIFFERENCE
 from jaxstab.eigen.state import Plan, State
 
 
@@ -40,6 +41,7 @@ class Bounds(NamedTuple):
     upper: jax.Array  # (k,)
     floor: jax.Array  # () rounding of a symmetric operator of this norm
     rounding: jax.Array  # () the same, with what was seen of asymmetry and non-linearity
+    noise: jax.Array  # () what a final product with a reference may add to it
 
 
 class Decision(NamedTuple):
@@ -111,33 +113,36 @@ def bounds(plan: Plan, state: State, spectrum: Spectrum, pairs: Pairs) -> Bounds
     allowed = floor + 2 * state.asymmetry
     allowed += rounding.beyond(state.defect, floor, eps=plan.eps, scale=scale, steps=state.matvecs)
     coupling = _coupling(state)
+    apart = coupling + state.noise if plan.options.k > 1 else 0
     rest = _complement_bound(plan, state, spectrum, allowed)
     exhausted = state.filled >= plan.dimension
     upper = jnp.where(exhausted, pairs.value, jnp.maximum(state.locked, rest))
     return Bounds(
-        lower=pairs.value - allowed - (coupling if plan.options.k > 1 else 0),
-        upper=upper + coupling + allowed,
+        lower=pairs.value - allowed - state.noise / DIFFERENCE - apart,
+        upper=upper + coupling + allowed + state.noise,
         floor=floor,
         rounding=allowed,
+        noise=state.noise / DIFFERENCE,
     )
 
 
 def decide(plan: Plan, state: State, pairs: Pairs, enclosed: Bounds, tol: float) -> Decision:
     """Ends the process, locks the best pairs and starts a new phase, or lets it go on."""
     options, k = plan.options, plan.options.k
-    lower, upper, floor, allowed = enclosed
+    lower, upper, floor, allowed, noise = enclosed
     magnitude = jnp.abs(pairs.value)
-    good = pairs.residual + allowed <= tol * magnitude
+    good = pairs.residual + allowed + noise <= tol * magnitude
     # No more is spent than rounding is worth: no interval is narrower than three allowances.
-    hopeless = 2 * allowed > tol * magnitude
-    stalled = (pairs.residual <= allowed) & hopeless
+    least = allowed + (1 + DIFFERENCE) / 2 * noise
+    hopeless = 2 * least > tol * magnitude
+    stalled = (pairs.residual <= least) & hopeless
     # Zero on the scale of ‖A‖; asymmetry that was seen is no excuse.
     null = (magnitude <= floor) & (pairs.residual <= floor)
     if options.certify:
         good = good & (upper - lower <= tol * magnitude)
         null = null & (upper - lower <= 4 * floor)
-        enough = jnp.where(hopeless, 8, 3.3) * allowed
-        stalled = (pairs.residual <= allowed) & (upper - lower <= enough)
+        enough = jnp.where(hopeless, 8, 3.3) * least
+        stalled = (pairs.residual <= least) & (upper - lower <= enough)
     converged = pairs.complete & jnp.all(good | null)
 
     # In this phase the bound can come down on the best k values if at most the last one is new.
@@ -156,24 +161,25 @@ def settle(plan: Plan, state: State, ritz: Ritz, measured: Any, model: Any) -> R
     """Returns the pairs and bounds with Rayleigh quotients and residuals as they were measured.
 
     Args:
-      plan, state, ritz: as the process ended.
+      plan, state, ritz: as the process ended, `state.noise` with the final vectors in it.
       measured: `Closing` of each vector, by products of the process or of a reference.
       model: rounding model of those products.
     """
-    enclosed, reference = bounds(plan, state, ritz.spectrum, ritz.pairs), plan.closings == 0
+    enclosed = bounds(plan, state, ritz.spectrum, ritz.pairs)
     own = rounding.allowance(model, _scale(state, ritz.spectrum), plan.dimension)
     pairs = ritz.pairs._replace(value=measured.quotient, residual=measured.rest)
     allowed, upper = enclosed.rounding, enclosed.upper
     apart = _coupling(state) if plan.options.k > 1 else 0
-    if reference:
-        noise = rounding.DIFFERENCE * measured.defect
-        allowed = own
-        upper, apart = upper + noise + allowed, apart + (noise if plan.options.k > 1 else 0)
+    if plan.closings == 0:
+        # Products of a reference: none of what the process did is in the certain end for k = 1.
+        allowed, upper = own, upper + own
+        apart += (1 + 1 / DIFFERENCE) * state.noise if plan.options.k > 1 else 0
     enclosed = Bounds(
         lower=measured.quotient - allowed - apart,
         upper=jnp.maximum(upper, measured.quotient + allowed),
         floor=own,
         rounding=allowed,
+        noise=jnp.zeros_like(own),
     )
     decision = decide(plan, state, pairs, enclosed, plan.options.tol)
     return ritz._replace(pairs=pairs, bounds=enclosed, decision=decision)

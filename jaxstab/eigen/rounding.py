@@ -19,9 +19,8 @@ eigenvalue by more than its norm, which is taken to be
   narrow: hence 256. Only what exceeds what the model and the solver's own N steps let expect
   counts, so a right model is not widened.
 
-Where Krylov's products are coarser than those of a `reference`, the difference of the two on the
-final vector takes the place of the model, four times. It is an estimate, not a bound: a ReLU that
-rounding puts on its other side may change A in a direction that this vector does not see.
+Where Krylov's products are coarser than those of a `reference`, the norm of the difference of the
+two is bounded by products (`difference`), and the model is that of the reference.
 """
 
 import math
@@ -40,9 +39,6 @@ _PER_PRODUCT = 8
 _EXPECTED = 1 / 4  # of the allowance: the largest linearity defect that the model explains
 _PER_STEP = 2
 _DEFECT = 256
-# With a reference: the perturbation is not larger than this many differences on the final vector.
-DIFFERENCE = 4
-_FIRST_GUESS = 4
 
 
 class Model(NamedTuple):
@@ -75,13 +71,6 @@ def model(sig: vectors.Signature, resolution: Resolution) -> Model:
     unit = max(vector, resolution.unit)
     factor = _SOLVER * vector + _PER_PRODUCT * math.sqrt(resolution.depth) * unit
     return Model(unit, factor + math.sqrt(resolution.terms) * sums)
-
-
-def first_guess(sig: vectors.Signature, resolution: Resolution) -> Model:
-    """Returns what to work with until the difference to a reference is known."""
-    vector = vectors.precision(sig) / 2
-    unit = max(vector, resolution.unit)
-    return Model(unit, _SOLVER * vector + _FIRST_GUESS * unit)
 
 
 def allowance(model: Model, scale: jax.Array, dimension: int) -> jax.Array:

@@ -73,6 +73,7 @@ class State(NamedTuple):
     quotient: jax.Array  # (k,) their Rayleigh quotients yᵀA y
     rest: jax.Array  # (k,) ‖A y − θ y‖
     defect: jax.Array  # () largest ‖A y − what the process takes for it‖
+    noise: jax.Array  # () bound of ‖A − a reference‖; 0 without one
 
 
 def make_plan(
