@@ -33,6 +33,7 @@ from jaxstab.operators.hessian import Operator
 CASES = {"tiny": 8, "small": 100, "full": 1000}
 TOL = 1e-2
 FAILURE = 1e-3  # of `lanczos`, over the start
+COARSE = 0.95  # of networks computed coarsely from end to end: see `stated`
 BASIS = 12  # the default of 32 takes five times as long and restarts less
 EXAMPLES = 12
 
@@ -256,17 +257,28 @@ def run(settings: argparse.Namespace) -> list[Row]:
         for setting in SETTINGS[: 2 if tiny else None]:
             what = f"{name}; {setting.name}"
             found = counts.get(what, lambda: (make(cases), setting))  # noqa: B023
-            rows.append(_row(what, found))
+            rows.append(_row(what, found, stated(name, setting)))
             print(what, rows[-1].note, flush=True)
     return rows
 
 
-def _row(what: str, found: Tally) -> Row:
+def stated(problem: str, setting: Setting) -> float:
+    """The share of intervals that has to hold the truth.
+
+    The failures allowed over the start, twice, for luck. Of products that are coarse from end to
+    end the certificate is about the network that they compute, which is not always near the one of
+    float64: a ReLU may be on its other side.
+    """
+    coarse = setting.precision != "highest" or setting.name.startswith("silent")
+    return COARSE if "networks" in problem and coarse and not setting.ended else 1 - 2 * FAILURE
+
+
+def _row(what: str, found: Tally, least: float) -> Row:
     return Row(
         what,
         found.held,
         unit="",
-        at_least=1 - 2 * FAILURE,
+        at_least=least,
         note=f"{found.missed_below} missed below, {found.missed_above} above; {found.converged} of "
         f"{found.cases} converged, {found.converged_wrongly} wrongly; median width "
         f"{found.width:.1e}, error {found.error:.1e}",

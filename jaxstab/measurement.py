@@ -119,8 +119,9 @@ def sharpness(
       chunk_size: examples differentiated at once.
       precision: of the Hessian-vector products that find the eigenvector, as for `jaxstab.hessian`.
         Where it is not "highest", value, residual and lower end come from one more product at
-        "highest", and the upper end allows for the difference of the two: on a GPU or TPU a faster
-        solve with as good a value, and an interval as wide as the noise of the fast products.
+        "highest", and the upper end allows for the difference of the two, bounded by up to 8
+        products of each kind: on a GPU or TPU a faster solve where many products are needed, with
+        as good a value, and an interval as wide as the noise of the fast products.
 
     Returns:
       `EigenResult`; `.value` in units of 1 / step size, `.vector` shaped like `params`. Cost:

@@ -10,14 +10,16 @@ user's model that asks for a precision, an algorithm or a dtype of its own keeps
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from jaxstab.checks import check_name
 
 PRECISIONS = ("highest", "high", "default")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def check_precision(precision: str | None) -> str | None:
@@ -34,6 +36,18 @@ def at(precision: str | None) -> contextlib.AbstractContextManager[Any]:
     if precision is None:
         return contextlib.nullcontext()
     return jax.default_matmul_precision(precision)
+
+
+def at_given(function: Function) -> Function:
+    """A function with a keyword `precision`, all of which runs and is traced at the one it gets."""
+    default = inspect.signature(function).parameters["precision"].default
+
+    @functools.wraps(function)
+    def traced(*args: Any, **options: Any) -> Any:
+        with at(check_precision(options.get("precision", default))):
+            return function(*args, **options)
+
+    return traced  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -65,8 +65,8 @@ def lanczos(
       is a vector to start from, of any length, such as the last eigenvector; a zero or non-finite
       one is ignored. `reference` is the same operator with more accurate products, where those of
       matvec are cheap and coarse: value, residual and the certain end of the interval then come
-      from k products with it, and the other end allows for the difference. Usable inside jit, vmap
-      and scan; compiled once for equal options, shapes and tree structures, with the arrays inside
+      from k products with it, and the other end (for k > 1, both) allows for the norm of the
+      difference, which up to 8 products of each kind bound. Usable inside jit, vmap and scan; compiled once for equal options, shapes and tree structures, with the arrays inside
       `matvec` as operands if it is a registered pytree.
 
     Raises:

@@ -48,11 +48,13 @@ class EigenResult(NamedTuple):
 
     On which precision the certificate rests: `rounding.unit`. By default matrix products are made
     in full float32 on every machine. Krylov products at a lower `precision` serve to find the
-    vector: value, residual and the certain end still come from products at full precision, the
-    uncertain end allows for the difference by an estimate. A model that computes in bfloat16, or
+    vector: value, residual and the certain end (of k = 1) still come from products at full
+    precision, and the uncertain end allows for `rounding.difference`, a bound on the norm of the
+    difference that takes half of the failure_probability. A model that computes in bfloat16, or
     asks for coarse products itself, is measured as it is: another function than the one on paper,
     and the certificate is about that one. So it is at a kink (a ReLU at zero): each example is on
-    the side where float32 puts it.
+    the side where float32 puts it. How often the interval holds what float64 finds is counted in
+    docs/formulas.md, section 9.
 
     Unconverged results are good for what the interval says, and no more.
     """
@@ -61,7 +63,7 @@ class EigenResult(NamedTuple):
     vector: Any  # pytree like the operator's argument, unit norm; leading axis k if k > 1
     residual: jax.Array  # () or (k,), upper estimate of ‖A y − θ y‖, rounding included
     interval: Interval  # two of () or (k,)
-    matvecs: jax.Array  # (), int32, products with A that were spent on finding it
+    matvecs: jax.Array  # (), int32, products with A, but those in `rounding.checks`
     converged: jax.Array  # (), bool: residual and width of the interval are within tol · |value|
     rounding: Rounding | None = None
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxstab.callables import as_pytree, register
 from jaxstab.checks import check_at_least, check_positive
 from jaxstab.eigen import vectors
+from jaxstab.precision import at_given
 
 Array = jax.Array
 
@@ -94,8 +95,15 @@ def bias_bound(
     return BiasBound(gain, conditions, all(conditions.values()))
 
 
+@at_given
 def expected_shifted_loss(
-    loss: Callable[[Any], Array], params: Any, *, directions: Any, shift: Any, bias: Any = 0.0
+    loss: Callable[[Any], Array],
+    params: Any,
+    *,
+    directions: Any,
+    shift: Any,
+    bias: Any = 0.0,
+    precision: str | None = "highest",
 ) -> Array:
     r"""Returns :math:`E_\delta \hat L(\theta + \sum l_i u_i - \delta)`, the mean over 2^k signs.
 
@@ -108,6 +116,7 @@ def expected_shifted_loss(
       directions: u_i, a pytree like `params` with a leading axis k.
       shift: δ̄_i, shape (k,).
       bias: l_i, shape (k,), or one number for all.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       a scalar. Cost: 2^k evaluations of the loss.

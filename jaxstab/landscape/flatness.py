@@ -14,6 +14,7 @@ from jaxstab.eigen import vectors
 from jaxstab.landscape.directions import directions as draw_directions
 from jaxstab.landscape.directions import resolve_mask
 from jaxstab.operators.hessian import check_problem
+from jaxstab.precision import at_given
 from jaxstab.training import mean_loss
 
 NORMALISATIONS = (None, "filter")
@@ -57,6 +58,7 @@ class FlatnessRadius(NamedTuple):
         return float(np.std(self.radius, ddof=1)) if finite and len(self.radius) > 1 else math.nan
 
 
+@at_given
 def flatness_radius(
     loss: Callable[..., Any],
     params: Any,
@@ -72,6 +74,7 @@ def flatness_radius(
     resolution: float = 0.05,
     tol: float = 1e-3,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> FlatnessRadius:
     """Returns the radius r(w, δ, ε) at which |L(w) − L(w + rδ)| first exceeds ε, along directions.
 
@@ -106,6 +109,7 @@ def flatness_radius(
       resolution: relative step between radii.
       tol: relative accuracy of the crossing.
       chunk_size: examples evaluated at once.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       `FlatnessRadius`. Cost: about log(largest/smallest)/resolution forward passes over the data

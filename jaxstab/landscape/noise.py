@@ -12,6 +12,7 @@ from scipy import stats
 
 from jaxstab import checks
 from jaxstab.operators.hessian import check_problem
+from jaxstab.precision import at_given
 from jaxstab.sampling import batch_indices
 from jaxstab.stability.criteria import variance_factor
 
@@ -55,6 +56,7 @@ class TailIndex(NamedTuple):
     standard_error: float
 
 
+@at_given
 def gradient_noise(
     loss: Callable[..., Any],
     params: Any,
@@ -66,6 +68,7 @@ def gradient_noise(
     components: int = 100,
     replacement: bool = False,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> GradientNoise:
     """Returns components of the gradients of many batches at fixed parameters.
 
@@ -84,6 +87,7 @@ def gradient_noise(
         smaller one.
       replacement: draw the examples of a batch with replacement.
       chunk_size: examples differentiated at once; by default as many as 2²⁴ gradient numbers take.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       `GradientNoise`. Cost: one gradient of every example; memory: chunk_size gradients, and

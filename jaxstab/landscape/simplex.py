@@ -18,6 +18,7 @@ from jaxstab.landscape.slices import (
     checked_points,
     evaluate_at,
 )
+from jaxstab.precision import at_given
 
 Array = jax.Array
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
@@ -66,6 +67,7 @@ class Simplex(NamedTuple):
         return np.asarray(self.weights) @ _CORNERS
 
 
+@at_given
 def simplex(
     loss: Any,
     vertices: Sequence[Any],
@@ -77,6 +79,7 @@ def simplex(
     batch_norm: BatchNorm = None,
     chunk_size: int | None = None,
     points: int | None = None,
+    precision: str | None = "highest",
 ) -> Simplex:
     """Returns loss and accuracy at w_λ = Σ_k λ_k w_k over the simplex of K points.
 
@@ -94,6 +97,7 @@ def simplex(
         `Reestimated(x)`, at every point; see `slice`.
       chunk_size: examples evaluated at once; all by default.
       points: points evaluated at once; see `slice`.
+      precision: see `slice`.
 
     Returns:
       A `Simplex`. Cost: one forward pass over the data for every point. Compiled once for equal

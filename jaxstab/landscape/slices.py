@@ -14,6 +14,7 @@ from jaxstab.eigen import vectors
 from jaxstab.models import recompute_batch_stats
 from jaxstab.operators.chunks import sum_over_chunks
 from jaxstab.operators.hessian import check_problem
+from jaxstab.precision import at_given
 
 Array = jax.Array
 
@@ -99,6 +100,7 @@ class Reestimated:
 BatchNorm = str | Callable[[Any, Any], Any] | None
 
 
+@at_given
 def slice(
     loss: Any,
     params: Any,
@@ -113,6 +115,7 @@ def slice(
     batch_norm: BatchNorm = None,
     chunk_size: int | None = None,
     points: int | None = None,
+    precision: str | None = "highest",
 ) -> Slice:
     """Returns loss and accuracy, on training and test data, along θ + l u.
 
@@ -139,6 +142,7 @@ def slice(
       chunk_size: examples evaluated at once; all by default.
       points: points evaluated at once, each with parameters and activations of its own. None: 1 on
         CPU, where more gain nothing, else 16.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       A `Slice`. Cost: one forward pass over the data for every point, about twice that for each
@@ -184,6 +188,7 @@ def slice(
     return Slice(positions, **found)
 
 
+@at_given
 def plane(
     loss: Any,
     params: Any,
@@ -197,6 +202,7 @@ def plane(
     batch_norm: BatchNorm = None,
     chunk_size: int | None = None,
     points: int | None = None,
+    precision: str | None = "highest",
 ) -> Plane:
     """Returns loss and accuracy over the plane θ + x u + y v.
 
@@ -212,6 +218,7 @@ def plane(
       batch_norm: see `slice`.
       chunk_size: see `slice`.
       points: see `slice`.
+      precision: see `slice`.
 
     Returns:
       A `Plane`. Cost: X · Y forward passes over the data.
@@ -238,6 +245,7 @@ def plane(
     return Plane(x, y, **{name: z.reshape(x.size, y.size) for name, z in found.items()})
 
 
+@at_given
 def derivatives(
     loss: Any,
     params: Any,
@@ -246,6 +254,7 @@ def derivatives(
     direction: Any,
     batch_norm: BatchNorm = None,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> Derivatives:
     """Returns the first three derivatives of t ↦ L̂(θ + t u) at t = 0.
 
@@ -260,6 +269,7 @@ def derivatives(
       direction: u, or several with a leading axis.
       batch_norm: see `slice`.
       chunk_size: see `slice`.
+      precision: see `slice`.
 
     Returns:
       `Derivatives`, each of shape () or (count,). Cost: about 8 forward passes a direction.
@@ -280,6 +290,7 @@ def derivatives(
         accuracy=False,
         batch_norm=batch_norm,
         chunk_size=chunk_size,
+        precision=precision,
     )
     named = zip(Derivatives._fields, (here.loss, here.slope, here.curvature, here.third))
     return Derivatives(**{name: values[..., 0] for name, values in named if values is not None})

@@ -28,7 +28,7 @@ from jaxstab.operators.hessian import (
     total_loss,
 )
 from jaxstab.operators.statistics import ProbeMean, gradient_covariance_trace
-from jaxstab.precision import check_precision
+from jaxstab.precision import at_given, check_precision
 from jaxstab.trees import dot, random_signs
 
 _COLUMNS = 8  # products that share one pass over the data
@@ -110,8 +110,14 @@ def gradient_covariance(
     return GradientCovariance(loss, params, data, chunk_size, precision=check_precision(precision))
 
 
+@at_given
 def gradient_covariance_spectrum(
-    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> np.ndarray:
     """Returns all eigenvalues of C_g that can be non-zero, decreasing, (n,).
 
@@ -126,7 +132,8 @@ def gradient_covariance_spectrum(
       >>> [f"{value:.2f}" for value in gradient_covariance_spectrum(loss, jnp.zeros(2), x)]
       ['2.00', '0.50', '0.00', '0.00']
     """
-    gram = _gram(gradient_covariance(loss, params, data, chunk_size=chunk_size))
+    covariance = gradient_covariance(loss, params, data, chunk_size=chunk_size, precision=precision)
+    gram = _gram(covariance)
     gram = np.asarray(gram, np.float64)
     values = np.linalg.eigvalsh((gram + gram.T) / 2)[::-1]
     return np.maximum(values, 0.0)
@@ -175,6 +182,7 @@ class NoiseAlignment(NamedTuple):
         return record
 
 
+@at_given
 def noise_alignment(
     loss: Loss,
     params: Params,
@@ -183,6 +191,7 @@ def noise_alignment(
     key: jax.Array,
     probes: int = 30,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> NoiseAlignment:
     """Returns tr C_g, tr H, tr(C_g H), their norms and the alignment of C_g with H.
 
@@ -199,6 +208,7 @@ def noise_alignment(
       key: random key of the probes.
       probes: at least 3. Each costs two Hessian-vector products and one JVP and VJP of the losses.
       chunk_size: examples differentiated at once.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       `NoiseAlignment`. Memory: a few vectors of parameters; nothing of size n p or p².
@@ -214,9 +224,10 @@ def noise_alignment(
       '5.0 4.0'
     """
     check_at_least("probes", probes, 3)
-    covariance = gradient_covariance(loss, params, data, chunk_size=chunk_size)
-    curvature = hessian(loss, params, data, chunk_size=chunk_size)
-    trace = gradient_covariance_trace(loss, params, data, chunk_size=chunk_size)
+    common: dict[str, Any] = {"chunk_size": chunk_size, "precision": precision}
+    covariance = gradient_covariance(loss, params, data, **common)
+    curvature = hessian(loss, params, data, **common)
+    trace = gradient_covariance_trace(loss, params, data, **common)
     value, samples = _sample(covariance, curvature, key, probes)
     samples, scale = np.asarray(samples, np.float64), 2 * float(value)
 

@@ -33,6 +33,7 @@ from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
 from jaxstab.operators.reading import read_program
 from jaxstab.operators.statistics import ProbeMean
 from jaxstab.operators.structure import Program, evaluate, live
+from jaxstab.precision import at_given
 from jaxstab.trees import random_signs
 
 # Gram matrices hold n k² numbers: beyond this the factored form is the cheaper one.
@@ -286,6 +287,7 @@ def _residual_squares(
     return jax.lax.map(probe, jax.random.split(key, probes))
 
 
+@at_given
 def gauss_newton_difference(
     loss: Loss,
     params: Params,
@@ -294,6 +296,7 @@ def gauss_newton_difference(
     key: jax.Array,
     probes: int = 10,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> ProbeMean:
     """Estimates a bound on |s − s_GN|: √((1/n) Σ ‖E_i‖_F²), from the residuals alone.
 

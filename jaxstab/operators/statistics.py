@@ -19,6 +19,7 @@ from jaxstab.operators.factored import (
     linearise_chunks,
 )
 from jaxstab.operators.hessian import Loss, Params, beside, check_problem
+from jaxstab.precision import at_given
 from jaxstab.trees import random_signs
 
 
@@ -96,8 +97,14 @@ def _squares(structure: Any, linearised: Any, tangent: Any, common: Params | Non
     return jnp.maximum(squares + 2 * cross + _square(common), 0)
 
 
+@at_given
 def per_example_gradient_norms(
-    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> jax.Array:
     """Returns ‖∇ℓ_i(θ)‖ for all examples, shape (n,).
 
@@ -108,8 +115,14 @@ def per_example_gradient_norms(
     return jnp.sqrt(squares)
 
 
+@at_given
 def gradient_covariance_trace(
-    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
+    loss: Loss,
+    params: Params,
+    data: Any,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> jax.Array:
     """Returns tr C_g = (1/n) Σ ‖g_i‖² − ‖g‖², exact, a scalar (docs/formulas.md, section 4).
 
@@ -118,8 +131,15 @@ def gradient_covariance_trace(
     return _gradient_variance(*_checked(loss, params, data, chunk_size), chunk_size)
 
 
+@at_given
 def per_example_hessian_norms(
-    loss: Loss, params: Params, data: Any, v: Params, *, chunk_size: int | None = None
+    loss: Loss,
+    params: Params,
+    data: Any,
+    v: Params,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> jax.Array:
     """Returns ‖H_i v‖ for all examples, shape (n,), without forming any H_i v.
 
@@ -169,6 +189,7 @@ def _frobenius(
     return jax.lax.map(probe, jax.random.split(key, probes))
 
 
+@at_given
 def hessian_frobenius(
     loss: Loss,
     params: Params,
@@ -177,6 +198,7 @@ def hessian_frobenius(
     key: jax.Array,
     probes: int = 30,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> ProbeMean:
     """Estimates (1/n) Σ ‖H_i‖_F² = tr (1/n) Σ H_i² by (1/n) Σ ‖H_i z‖² over random signs z.
 
@@ -189,6 +211,7 @@ def hessian_frobenius(
     return ProbeMean(jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(probes), probes)
 
 
+@at_given
 def directional_curvatures(
     loss: Callable[[Any, Any], Any],
     params: Any,
@@ -196,6 +219,7 @@ def directional_curvatures(
     direction: Any,
     *,
     chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> jax.Array:
     """Returns vᵀH_i v for every example, by two nested JVPs of its loss.
 
@@ -205,6 +229,7 @@ def directional_curvatures(
       data: pytree of arrays with a leading axis n.
       direction: v, shaped like `params`; not normalised here.
       chunk_size: examples at once; all by default.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       Array (n,), in 1/step size for a unit v. Cost: about one Hessian-vector product.

@@ -25,7 +25,7 @@ from jaxstab.operators.gauss_newton import (
     split_at_outputs,
 )
 from jaxstab.operators.hessian import Loss, Params, check_problem
-from jaxstab.precision import at
+from jaxstab.precision import at_given
 from jaxstab.sampling import batch_indices, take
 
 
@@ -51,6 +51,7 @@ class LyapunovExponent(NamedTuple):
         return int(float(self.value) > margin) - int(float(self.value) < -margin)
 
 
+@at_given
 def lyapunov_exponent(
     loss: Loss,
     params: Params,
@@ -63,6 +64,7 @@ def lyapunov_exponent(
     steps: int = 1000,
     every: int = 25,
     replacement: bool = False,
+    precision: str | None = "highest",
 ) -> LyapunovExponent:
     """Returns the almost-sure exponent of SGD linearised at a point of a real network.
 
@@ -85,6 +87,7 @@ def lyapunov_exponent(
       steps: steps of each.
       every: steps between looks at the seminorm.
       replacement: whether a batch may hold an example more than once.
+      precision: of matrix products and convolutions, as for `jaxstab.hessian`.
 
     Returns:
       `LyapunovExponent`. Cost: steps · chains · B / n + chains · steps / every Hessian-vector
@@ -173,5 +176,4 @@ def _run(
         logs = jax.lax.scan(look, (x, jnp.zeros(())), jax.random.split(walk, looks))[1]
         return jnp.concatenate([seminorm(x)[None], logs])
 
-    with at("highest"):
-        return jax.vmap(chain)(keys)
+    return jax.vmap(chain)(keys)

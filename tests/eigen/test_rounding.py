@@ -44,7 +44,7 @@ def test_the_model_grows_with_roundoff_depth_and_terms():
     sig = vectors.signature(jnp.zeros(3))
     plain = rounding.model(sig, Resolution(2**-24, 0, 0))
     assert plain.factor == 16 * 2**-24
-    assert rounding.model(sig, Resolution(2**-8, 4, 0)).factor == 16 * 2**-24 + 16 * 2**-8
+    assert rounding.model(sig, Resolution(2**-8, 4, 0)).factor == 16 * 2**-24 + 64 * 2**-8
     assert rounding.model(sig, Resolution(2**-24, 0, 100)).factor == 26 * 2**-24
     coarse = vectors.signature(jnp.zeros(3, jnp.bfloat16))
     assert rounding.model(coarse, Resolution(2**-24, 0, 0)).unit == 2**-8
@@ -62,22 +62,24 @@ def test_coarse_products_are_read_and_said(matrix):
     """Left at JAX's setting and without a reference, the interval is as wide as the model."""
     result = emulated(matrix, emulation.TPU, lanczos, believed="tpu", precision=None)
     assert result.rounding.unit == np.float32(2**-8) and not result.converged
-    assert result.rounding.allowed > 8 * 2**-8 * 2.5
+    assert result.rounding.allowed > 32 * 2**-8 * 2.5
     assert result.interval.lower <= truth(matrix) <= result.interval.upper
     assert result.matvecs < 40  # the budget of 200 buys nothing below the noise
 
 
 def test_reference_gives_value_and_lower_end(matrix):
-    """Krylov in bfloat16, three products in float32: errors of the value are quadratic."""
+    """Krylov in bfloat16, its end in float32: errors of the value are quadratic."""
     coarse = emulated(matrix, emulation.TPU, lanczos, believed="tpu", precision=None)
     options = {"precision": "default", "reference": True}
     result = emulated(matrix, emulation.TPU, lanczos, believed="tpu", **options)
     true = truth(matrix)
-    assert result.rounding.checks == 1 and result.rounding.unit == np.float32(2**-22)
+    assert 1 < result.rounding.checks <= 9 and result.rounding.unit == np.float32(2**-22)
     assert result.interval.lower <= true <= result.interval.upper
     assert true - float(result.interval.lower) < 1e-4 < float(result.interval.upper) - true
     assert abs(float(result.value) - true) < 0.2 * abs(float(coarse.value) - true)
     assert result.rounding.seen > 1e-4  # the difference of the two kinds of products
+    rounded = np.asarray(emulation.BFLOAT16.round(matrix), np.float64)
+    assert np.linalg.norm(rounded - np.asarray(matrix, np.float64), 2) < result.rounding.difference
     assert not result.converged
 
 
@@ -100,25 +102,31 @@ def test_several_eigenvalues_are_each_measured(matrix):
     np.testing.assert_allclose(result.value, np.sort(VALUES)[::-1][:3], rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", [0, 6], ids=lambda i: study.SETTINGS[i].name)
-def test_sample_of_the_study_on_dense_spectra(setting):
-    check(study.dense(40), study.SETTINGS[setting])
+def named(name):
+    return next(setting for setting in study.SETTINGS if setting.name == name)
 
 
-@pytest.mark.slow
-def test_sample_of_the_study_on_networks():
-    check(study.network(40, centred=False), study.SETTINGS[2])
+SAMPLE = {
+    "dense": "bfloat16, 3 passes, ended in float32",
+    "H, smooth networks": "TF32",
+    "H, ReLU networks": "bfloat16, ended in float32",
+}
+
+
+@pytest.mark.parametrize("problem", SAMPLE)
+def test_sample_of_the_study(problem):
+    check(problem, named(SAMPLE[problem]), 10)
 
 
 @pytest.mark.study
 @pytest.mark.parametrize("setting", study.SETTINGS, ids=lambda s: s.name)
 @pytest.mark.parametrize("problem", study.PROBLEMS)
 def test_a_thousand_cases(problem, setting):
-    check(study.PROBLEMS[problem](1000), setting)
+    check(problem, setting, 1000)
 
 
-def check(case, setting):
+def check(problem, setting, cases):
+    case = study.PROBLEMS[problem](cases)
     found = study.tally(case, study.solve(case, setting))
-    assert found.held >= 1 - 2 * study.FAILURE, found
+    assert found.held >= study.stated(problem, setting), found
     assert found.converged_wrongly == 0, found
