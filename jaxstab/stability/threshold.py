@@ -363,7 +363,7 @@ def _full_hessian(
     count, n = weights.shape[1], factors.n
 
     def along(v: Params) -> np.ndarray:
-        options = {"chunk_size": factors.chunk_size}
+        options: dict[str, Any] = {"chunk_size": factors.chunk_size}
         found = directional_curvatures(factors.loss, factors.params, factors.data, v, **options)
         return np.asarray(found, float)
 

@@ -144,7 +144,7 @@ def draw() -> Any:
     loss = valley(np.eye(1), [1.0], [3.0], [4.0], 0.0, 0.0)
 
     def expected(l: float) -> float:
-        at = {"directions": jnp.eye(1), "shift": [1.5], "bias": l}
+        at: dict[str, Any] = {"directions": jnp.eye(1), "shift": [1.5], "bias": l}
         return float(expected_shifted_loss(loss, jnp.zeros(1), **at))
 
     gain = [expected(0.0) - expected(float(l)) for l in biases]
