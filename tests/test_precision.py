@@ -26,6 +26,7 @@ WITHOUT = {
     "mean_square_threshold": "both its ends are certain in full float32 only",
     "output_factors": "what that threshold rests on",
     "per_example_sharpness": "as output_factors",
+    "measure_population": "its interval is one of full float32",
 }
 LOW = {"precision": "default"}
 ops, land = js.operators, js.landscape
@@ -54,6 +55,7 @@ CALLS = {
     "hessian_frobenius": lambda loss: ops.hessian_frobenius(loss, W, X, key=KEY, probes=2, **LOW),
     "per_example_gradient_norms": lambda loss: ops.per_example_gradient_norms(loss, W, X, **LOW),
     "per_example_hessian_norms": lambda loss: ops.per_example_hessian_norms(loss, W, X, W, **LOW),
+    "per_example_deviations": lambda loss: ops.per_example_deviations(loss, W, X, W, **LOW),
     "directional_curvatures": lambda loss: ops.directional_curvatures(loss, W, X, W, **LOW),
     "slice": lambda loss: land.slice(loss, W, X, direction=W, positions=[0.0, 1.0], **LOW),
     "derivatives": lambda loss: land.derivatives(loss, W, X, direction=W, **LOW),

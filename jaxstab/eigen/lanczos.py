@@ -66,8 +66,9 @@ def lanczos(
       one is ignored. `reference` is the same operator with more accurate products, where those of
       matvec are cheap and coarse: value, residual and the certain end of the interval then come
       from k products with it, and the other end (for k > 1, both) allows for the norm of the
-      difference, which up to 8 products of each kind bound. Usable inside jit, vmap and scan; compiled once for equal options, shapes and tree structures, with the arrays inside
-      `matvec` as operands if it is a registered pytree.
+      difference, which up to 8 products of each kind bound. Usable inside jit, vmap and scan;
+      compiled once for equal options, shapes and tree structures, with the arrays inside `matvec`
+      as operands if it is a registered pytree.
 
     Raises:
       ValueError, TypeError: at once for options out of range; when called, for integer vectors,

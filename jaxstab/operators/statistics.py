@@ -167,8 +167,15 @@ def _deviation_squares(
     )
 
 
+@at_given
 def per_example_deviations(
-    loss: Loss, params: Params, data: Any, v: Params, *, chunk_size: int | None = None
+    loss: Loss,
+    params: Params,
+    data: Any,
+    v: Params,
+    *,
+    chunk_size: int | None = None,
+    precision: str | None = "highest",
 ) -> jax.Array:
     """Returns ‖H_i v − H v‖² for all examples, shape (n,); their mean is vᵀΣ v.
 
