@@ -19,11 +19,13 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
+suppress_warnings = ["myst.header"]  # pages that were sections start lower
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "jaxstab"
 html_theme_options = {"source_repository": "", "top_of_page_buttons": []}
 html_show_sphinx = False
+html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 pygments_style = "tango"

@@ -284,26 +284,25 @@ def test_an_interrupt_does_not_wait(first_of_two, tmp_path):
     assert other.alive() == ["process-1-bb"]
 
 
-def readme_command():
-    """The sweep that the README starts several times, as words after `jaxstab`."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    section = text.split("### Several processes and hosts")[1].split("\n## ")[0]
+def documented_command():
+    """The sweep that docs/how-to/hosts.md starts several times, as words after `jaxstab`."""
+    section = (Path(__file__).parents[1] / "docs" / "how-to" / "hosts.md").read_text()
     first, second = re.findall(r"^jaxstab (sweep .*) &$", section, re.MULTILINE)
     (third,) = re.findall(r"^srun --ntasks 8 jaxstab (sweep .*)$", section, re.MULTILINE)
     assert first == second and third == f"{first} --distributed"
     return third.split()
 
 
-def test_the_commands_of_the_readme_are_understood():
-    words = readme_command()
+def test_the_commands_of_the_documentation_are_understood():
+    words = documented_command()
     given = cli.build_parser(words).parse_args(words)
     assert given.distributed and given.out == Path("DIR")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", [None, slurm])
-def test_the_commands_of_the_readme_share_a_sweep(cluster, tmp_path):
-    words = [word.replace("DIR", str(tmp_path / "out")) for word in readme_command()]
+def test_the_commands_of_the_documentation_share_a_sweep(cluster, tmp_path):
+    words = [word.replace("DIR", str(tmp_path / "out")) for word in documented_command()]
     words += ["--n-train", "40", "--max-steps", "2000", "--loss-tolerance", "0.02", "--seeds", "1"]
     if cluster is None:
         words.remove("--distributed")
