@@ -137,6 +137,7 @@ def _train(
     states: Any = None
     budget = 1
     first_call = True
+    ended: list[Ended] = []
     while True:
         begin = np.zeros(lanes, bool)
         for lane in range(lanes):
@@ -145,6 +146,7 @@ def _train(
                 if take(point):
                     running[lane], begin[lane] = point, True
         if not any(running):
+            yield from ended
             return
         if states is None:
             states = _idle_lanes(work, loop, lanes)
@@ -162,18 +164,22 @@ def _train(
             jnp.array([point.init_scale for point in points]),
             jnp.array([point.learning_rate for point in points]),
         )
+        # the devices go on while the caller stores what the last slice ended
+        handed_at = time.perf_counter()
+        yield from ended
+        held_up = time.perf_counter() - handed_at
         status = np.asarray(states.status)
         seconds = time.perf_counter() - started_at
-        if not first_call:  # which compiles
+        if not first_call and held_up < seconds / 2:  # not the call that compiles
             budget = max(1, int(budget * min(max(SLICE_SECONDS / seconds, 0.25), 4.0)))
         first_call = False
         over = [i for i in range(lanes) if running[i] and status[i] != Status.RUNNING]
-        if over:
-            host = jax.device_get(states)
-            for lane in over:
-                state = jax.tree.map(lambda x, lane=lane: np.array(x[lane]), host)
-                yield _ended(loop, running[lane], state)
-                running[lane] = None
+        host = jax.device_get(states) if over else None
+        ended = []
+        for lane in over:
+            state = jax.tree.map(lambda x, lane=lane: np.array(x[lane]), host)
+            ended.append(_ended(loop, running[lane], state))
+            running[lane] = None
 
 
 def _ended(loop: training.Loop, point: Point | None, state: training.State) -> Ended:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstab import sweeps, training
+from jaxstab import dispatch, sweeps, training
 from jaxstab.eigen import EigenResult, Interval
 from jaxstab.measurement import Measurement
 
@@ -136,6 +136,22 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     result = small(tmp_path, progress=lambda done, *_: seen.append(done))
     assert seen == [3, 4, 5, 6, 7, 8]
     same_records(result.records, small().records)
+
+
+def test_devices_go_on_while_a_run_is_stored(monkeypatch):
+    seen = []
+    advance = dispatch._advance_lanes
+
+    def noted(*arguments):
+        seen.append("slice")
+        return advance(*arguments)
+
+    monkeypatch.setattr(dispatch, "_advance_lanes", noted)
+    small(
+        batch_sizes=[12], learning_rates=[0.1], max_steps=10, loss_tolerance=None,
+        devices=jax.devices()[:1], progress=lambda done, *_: seen.append(done),
+    )  # fmt: skip
+    assert seen == [0, "slice", "slice", 1, 2]
 
 
 def test_compiles_once_per_batch_size():
