@@ -37,14 +37,16 @@ class Panel:
 
 @styled
 def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Figure:
-    """Draws panels in rows of at most three.
+    """Draws panels in rows of at most three; panels of the same points share a legend below.
 
     Args:
       shown: the panels.
       xlabel: of panels without one of their own.
       ylabel: the same.
     """
-    columns = min(len(shown), 3)
+    columns = 2 if len(shown) == 4 else min(len(shown), 3)
+    labels = {tuple(curve.label for curve in panel.curves) for panel in shown}
+    shared = len(labels) == 1 and all(panel.points and not panel.lines for panel in shown)
     figure, grid = new_figure(-(-len(shown) // columns), columns, width=4.2, height=3.4)
     for axes, panel in zip(grid.flat, shown):
         for i, curve in enumerate(panel.curves):
@@ -70,10 +72,11 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
             panel.ylabel or ylabel,
             title=panel.title,
             log_y=panel.log_y,
-            legend=bool(axes.get_legend_handles_labels()[1]),
+            legend=bool(axes.get_legend_handles_labels()[1]) and not shared,
         )
-        if panel.points and axes.get_legend():  # inside it would hide points
-            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    if shared:
+        handles = grid.flat[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=min(len(handles[1]), 4))
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     return figure

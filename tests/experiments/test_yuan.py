@@ -163,7 +163,10 @@ def test_paper_presets_read_their_data_and_train_with_batch_norm(tmp_path, name)
     testing.write_tfds("cifar10", tmp_path, n_train=20, n_test=10)
     small = {"model": "resnet8-small-norm", "n_train": 20, "batch_size": 10, "epochs": 1}
     small |= {"seeds": 2, "chunk_size": 10, "measured": 10, "max_matvecs": 3}
-    small |= {"pieces": 2, "longer": 1} if name == "full-batch" else {"parts": 2}
+    if name == "full-batch":
+        small |= {"pieces": 2, "longer": 1, "ways": ("sgd", "full_batch", "full_batch_in_practice")}
+    else:
+        small |= {"parts": 2, "ways": ("sgd", "m-sam")}
     settings = dataclasses.replace(REGISTRY[name].settings("paper"), **small)
     module = {"sam": sam, "full-batch": full_batch}[name]
     outcome = module.run(settings, Context(tmp_path / "out", data_dir=tmp_path))

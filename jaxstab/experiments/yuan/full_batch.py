@@ -73,7 +73,7 @@ def ways(s: Settings, n: int) -> dict[str, Way]:
     strongly = optimizer(8, long, clip=True, parts=small)
     exactly = optimizer(8, long, clip=True, parts=blocks, exact=True)
     sgd = transforms.sgd(
-        optax.warmup_cosine_decay_schedule(0.0, s.learning_rate, every, steps * every),
+        optax.warmup_cosine_decay_schedule(0.0, s.learning_rate, every, max(steps, 2) * every),
         momentum=s.momentum,
         kind="nesterov",
         weight_decay=s.weight_decay,
