@@ -16,7 +16,7 @@ from jaxstab.dispatch import Ended, Point
 from jaxstab.leases import Leases
 from jaxstab.store import Store
 
-POLL_SECONDS = 0.5  # between two looks at what other processes have finished
+POLL_SECONDS = 0.2  # between two looks at what other processes have finished
 
 Record = dict[str, Any]
 
