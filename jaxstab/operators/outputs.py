@@ -37,6 +37,8 @@ from jaxstab.precision import at
 
 _NULL = 1e-3  # of the largest: eigenvalues of A_i^½ below it are rounding (of A_i, its square)
 _NEGATIVE = 1e-4  # of the largest: eigenvalues of A_i below it are more than rounding
+_ROWS = 8192  # of a kernel that is formed: 256 MiB
+_GROUP = 50  # columns of it at a time
 
 
 class Linear(NamedTuple):
@@ -94,6 +96,24 @@ class OutputFactors:
     def blocks(self) -> jax.Array:
         """Returns 𝒦_ii = F_i F_iᵀ, (n, k, k), from inner products of the layers' factors."""
         return _blocks(self)
+
+    def matrix(self) -> jax.Array:
+        """Returns all of 𝒦, (n, k, n, k), for problems with n k up to 8192.
+
+        Raises:
+          ValueError: if there are more rows than that.
+        """
+        rows = self.n * self.outputs
+        if rows > _ROWS:
+            raise ValueError(
+                f"the kernel of n k = {rows} rows is too large to be held: {_ROWS} at most; "
+                "`kernel` applies it without forming it"
+            )
+        parts = [
+            self.kernel(np.eye(min(_GROUP, rows - i), rows, i).reshape(-1, self.n, self.outputs))
+            for i in range(0, rows, _GROUP)
+        ]
+        return jnp.concatenate(parts).reshape(self.n, self.outputs, self.n, self.outputs)
 
 
 def _chunks(factors: OutputFactors, vectors: Any = None) -> LinearisedChunks:

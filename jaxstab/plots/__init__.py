@@ -23,7 +23,7 @@ from jaxstab.plots.langevin import Histogram, curves, groups, marginals, noise, 
 from jaxstab.plots.minima import batch_size, edge, plane, selection
 from jaxstab.plots.panels import Panel, panels
 from jaxstab.plots.stability import boundary, stability_diagram, toy_escape
-from jaxstab.plots.thresholds import stability_map
+from jaxstab.plots.thresholds import criteria, stability_map
 from jaxstab.plots.training import along_training
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "along_training",
     "batch_size",
     "boundary",
+    "criteria",
     "curves",
     "draw_series",
     "edge",

@@ -135,6 +135,8 @@ class Growing(NamedTuple):
     """F_i S F_iᵀ, (n, k, k)."""
     shares: np.ndarray
     """(π/n) tr(S H_i S H_i) / ⟨S, D S⟩, (n,); with that of the mean curvature they sum to 1."""
+    curvature: float
+    """⟨S, C S⟩, 1/step size."""
 
 
 def growing(
@@ -177,7 +179,8 @@ def growing(
     blocks = space.blocks(s)
     shares = factor / space.n * np.sum(blocks**2, (1, 2))
     total = (1 - factor) * np.sum((h[:, None] * s) * (s * h)) + shares.sum()
-    return Growing(float(total / np.sum(mean * s * s)), s, blocks, shares / total)
+    curvature = float(np.sum(mean * s * s))
+    return Growing(float(total / curvature), s, blocks, shares / total, curvature)
 
 
 def _columns(blocks: np.ndarray, count: int) -> np.ndarray:

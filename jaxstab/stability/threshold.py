@@ -87,6 +87,8 @@ class MeanSquareThreshold:
     shares: np.ndarray
     """(π/n) tr(S H_i S H_i) / ⟨S, D S⟩: what each example has in the growth at the edge, (m, n).
     The rest to 1 belongs to the mean curvature."""
+    curvature: np.ndarray
+    """⟨S, C S⟩ of the best moment matrix, |S| = 1, (m,), 1/step size; see `growth`."""
     weights: np.ndarray
     """Leading eigenvalues of S over its Frobenius norm, decreasing, (m, q)."""
     vectors: Params
@@ -105,6 +107,8 @@ class MeanSquareThreshold:
     by μ in one step without E_i."""
     products: int
     """Products with 𝒦, each a reverse and a forward pass over the data."""
+    bound_products: int
+    """Those of them that a and eq. 8 took."""
     n: int
     replacement: bool
 
@@ -119,6 +123,17 @@ class MeanSquareThreshold:
             known = ", ".join(map(str, self.batch_sizes))
             raise ValueError(f"no threshold for batch size {batch_size}: there is one for {known}")
         return int(found[0])
+
+    def growth(self, learning_rate: float, batch_size: int) -> float:
+        """Returns ⟨S, Q S⟩ = 1 − 2ηc (1 − η/η*_var), c = ⟨S, C S⟩: the growth along S per step.
+
+        A lower bound of λ_max(Q), the factor of E |x|² a step in the end; above 1 exactly where
+        η is above the threshold.
+        """
+        i = self.index(batch_size)
+        return float(
+            1 - 2 * learning_rate * self.curvature[i] * (1 - learning_rate / self.value[i])
+        )
 
     def __str__(self) -> str:
         names = [*list(self.bounds)[:2], "η*_var", *list(self.bounds)[2:]]
@@ -323,6 +338,7 @@ def _collect(
         rank=space.rank,
         bounds={name: 2 / bound for name, bound in bounds.items()},
         shares=np.array([g.shares for g in growing]),
+        curvature=np.array([g.curvature for g in growing]),
         weights=weights,
         vectors=vectors,
         example_sharpness=sharpest,
@@ -330,6 +346,7 @@ def _collect(
         full_hessian=full,
         residual=residual,
         products=products,
+        bound_products=start.products,
         n=factors.n,
         replacement=replacement,
     )

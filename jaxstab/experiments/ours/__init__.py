@@ -1,0 +1,10 @@
+"""What the papers leave open: experiments of this project."""
+
+PAPER = "jaxstab"
+EXPERIMENTS = {
+    "criteria": (
+        ".criteria",
+        "which criterion is right",
+        "eight notions of stability, predicted at minima, against SGD and its linearisation",
+    ),
+}

@@ -1,0 +1,80 @@
+"""Judgements of `criteria` on made-up cases."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxstab.experiments.ours import judgement
+
+THRESHOLDS = {
+    "sharpest": 0.5, "eq8": 0.6, "eq9": 1.5, "eq27": 1.2, "eq17": 1.8, "edge": 2.0,
+}  # fmt: skip
+
+
+def cases(network):
+    """Two starts, four learning rates around a threshold of 1; the network leaves as told."""
+    told, seen = [], []
+    for start in ("SGD-0", "GD-1"):
+        for eta in (0.55, 0.9, 1.1, 2.2):
+            row = {"start": start, "kind": start[:-2], "n": 100, "batch_size": 2, "multiple": eta}
+            row |= {"learning_rate": eta, "threshold": 1.0, "growth": 0.5 + 0.5 * eta}
+            for name, value in THRESHOLDS.items():
+                row |= {f"{name}_lower": value, f"{name}_upper": value}
+            row |= {"mean_square_lower": 0.7, "mean_square_upper": 1.05}
+            row |= {"exponent": eta - 1.15, "exponent_margin": 0.1, "exponent_error": 0.01}
+            row |= {f"{name}_products": 7 for name in judgement.CRITERIA}
+            told.append(row)
+            for seed in (0, 1):
+                grew = eta > 1
+                row = {"start": start, "batch_size": 2, "learning_rate": eta, "seed": seed}
+                row |= {"rate": 0.4 if grew else -0.1, "rate_sign": 1 if grew else -1}
+                row |= {"rate_error": 0.01, "rate_resolution": 0.01, "flattening": 0.0}
+                row |= {"typical": "left" if eta > 1.15 else "stayed", "network": network(eta)}
+                row |= {"typical_steps": 8.0 if eta > 1.15 else None, "network_steps": None}
+                seen.append(row)
+    return judgement.judge(pd.DataFrame(told), pd.DataFrame(seen), escape_factor=10.0)
+
+
+def test_accuracies_by_question():
+    rows = cases(lambda eta: "left" if eta > 2 else "burst" if eta > 1 else "stayed")
+    found = judgement.accuracies(rows).set_index("name")
+    right = found["grows"]
+    assert right["mean_square"] == 1 and found["grows_cases"]["mean_square"] == 8  # once a cell
+    assert right["sharpest"] == 0.5 and right["eq9"] == right["edge"] == 0.75
+    assert found["typical_left"]["almost_sure"] == found["network_left"]["edge"] == 1
+    assert found["network_left"]["mean_square"] == 0.75  # a burst that came back has not left
+    # 0.9 lies inside the interval of the exact threshold, 1.1 inside that of the exponent.
+    assert found["network_left_sure_cases"]["mean_square"] == 12
+    assert found["network_left_sure"]["almost_sure"] == 1
+    assert "network: eq. 9 (box), (27), (17), 2/η" in judgement.conclusion(rows)
+    claims = {claim.name: claim for claim in judgement.claims(rows)}
+    assert claims["exact-for-the-mean-square"].status == "holds"
+    assert claims["better-than-the-edge"].measured == pytest.approx(-0.25)
+
+
+def test_theorems_fail_where_the_mean_square_does_otherwise():
+    rows = cases(lambda eta: "stayed")
+    status = {claim.name: claim.status for claim in judgement.claims(rows)}
+    assert status["mean-square-below"] == status["mean-square-above"] == "holds"
+    rows.loc[rows["learning_rate"] < 0.7, "rate"] = 0.3
+    rows.loc[rows["learning_rate"] > 2, "rate"] = -0.3
+    status = {claim.name: claim.status for claim in judgement.claims(rows)}
+    assert status["mean-square-below"] == status["mean-square-above"] == "does not hold"
+
+
+def test_what_the_simulation_cannot_tell_is_undecided():
+    rows = cases(lambda eta: "stayed")
+    rows.loc[rows["learning_rate"] > 2, "rate_sign"] = 0
+    rows = rows.assign(grows=(rows["rate"] > 0).where(rows["rate_sign"] != 0))
+    found = judgement.accuracies(rows).set_index("name")
+    assert found["grows_cases"]["mean_square"] == 6
+    claims = {claim.name: claim for claim in judgement.claims(rows)}
+    known = claims["exact-for-the-mean-square"]
+    assert known.status == "inconclusive" and known.measured == pytest.approx(4 / 6)
+
+
+def test_times_are_those_of_runs_told_to_leave():
+    table = next(t for t in judgement.tables(cases(lambda eta: "left")) if t.name == "times")
+    line = table.rows.iloc[0]
+    assert line["runs"] == 4 and line["run"] == "linearised SGD"  # η = 2.2 alone left
+    assert line["ratio"] == pytest.approx(8 / (np.log(10) / np.log(1.6)))
