@@ -1,6 +1,7 @@
 """Sharpness and non-uniformity along a training run, each solve started from the last vectors."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxstab.callables import as_pytree, register, static
-from jaxstab.checks import check_at_least, check_name, check_positive, data_size
+from jaxstab.checks import check_at_least, check_batch_size, check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
 from jaxstab.examples import local
 from jaxstab.measurement import loss_and_gradient_norm, reference_of, square_root
@@ -341,6 +342,41 @@ def _solve(
     ]
     v0 = jax.tree.unflatten(treedef, mixed)
     return solver(matvec, like, key=key, v0=v0, reference=reference)
+
+
+def batch_sharpness(
+    loss: Callable[[Any, Any], jax.Array],
+    params: Any,
+    data: Any,
+    *,
+    batch_size: int,
+    key: jax.Array,
+    batches: int = 32,
+) -> BatchMean:
+    """Returns E_B[g_Bᵀ H_B g_B / |g_B|²] at a point, over random batches; see `tracker`.
+
+    Args:
+      loss: `loss(params, example) -> scalar` of one example.
+      params: the point.
+      data: pytree of arrays with a leading axis n.
+      batch_size: B, in 1..n, without replacement.
+      key: random key of the batches.
+      batches: how many, at least 2.
+
+    Raises:
+      ValueError: for a batch size or number of batches that cannot be.
+    """
+    check_batch_size(batch_size, data_size(data))
+    check_at_least("batches", batches, 2)
+    sizes = {"batch_size": batch_size, "batches": batches}
+    return _batch_sharpness_at(as_pytree(loss), params, data, key, **sizes)
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "batches"))
+def _batch_sharpness_at(
+    loss: Any, params: Any, data: Any, key: jax.Array, *, batch_size: int, batches: int
+) -> BatchMean:
+    return _batch_sharpness(loss, params, data, key, batch_size, batches)
 
 
 def _batch_sharpness(

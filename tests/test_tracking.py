@@ -15,7 +15,13 @@ from flax import nnx
 from jaxstab import transforms as jt
 from jaxstab.measurement import measure
 from jaxstab.stability.criteria import verdict
-from jaxstab.tracking import _update, adam_preconditioner, rmsprop_preconditioner, tracker
+from jaxstab.tracking import (
+    _update,
+    adam_preconditioner,
+    batch_sharpness,
+    rmsprop_preconditioner,
+    tracker,
+)
 from jaxstab.training import train
 
 KEY = jax.random.key(11)
@@ -242,11 +248,16 @@ def test_batch_sharpness_is_the_mean_of_ratios_over_all_batches():
     # chance of failure 6e-7
     assert abs(float(got.value) - np.mean(ratios)) < 5 * float(got.standard_error)
 
-    tracked = tracker(loss, every=1, key=KEY, nonuniformity=False, batch_size=5, batches=2)
+    options = {"batch_size": 5, "batches": 2}
+    tracked = tracker(loss, every=1, key=KEY, nonuniformity=False, **options)
     _, info = tracked.update(tracked.init(w), w, data)
     g = flatten(jt.batch_gradient(loss, data)(w))
     want = g @ dense_hessian(w, data) @ g / (g @ g)
     assert float(info.batch_sharpness.value) == pytest.approx(want, rel=1e-4)
+    alone = batch_sharpness(loss, w, data, key=KEY, **options)
+    assert float(alone.value) == pytest.approx(want, rel=1e-4)
+    with pytest.raises(ValueError, match="batch"):
+        batch_sharpness(loss, w, data, key=KEY, batch_size=6)
 
 
 def test_a_diverged_run_gives_nan_and_no_false_certainty():

@@ -6,16 +6,20 @@ learning rate or gradient norm may be a float, an array or a traced value.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxstab import trees
 from jaxstab.callables import as_pytree, register
-from jaxstab.checks import check_name, check_positive
+from jaxstab.checks import check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
 from jaxstab.operators import hessian
+from jaxstab.precision import at
+from jaxstab.stability.criteria import variance_factor
 
 MOMENTUM_KINDS = ("heavy_ball", "nesterov", "ema")
 
@@ -181,3 +185,80 @@ def preconditioned_sharpness(
     """
     operator = preconditioned(hessian(loss, params, data), diagonal)
     return lanczos(tol=tol, max_matvecs=max_matvecs)(operator, params, key=key)
+
+
+class StochasticGap(NamedTuple):
+    """How far below 2/η the noise of SGD holds the sharpness, and what that is made of."""
+
+    value: float
+    """Δa = η β σ²/(4α), 1/step size; NaN where a does not rise (α ≤ 0)."""
+    rise: float
+    """α = −⟨∇L, ∇a⟩: how fast gradient flow sharpens."""
+    curvature: float
+    """β = |∇a|²."""
+    noise: float
+    """σ² = π uᵀC_g u: variance of the batch gradient along u."""
+
+
+def stochastic_gap(
+    loss: Callable[..., Any],
+    params: Any,
+    data: Any,
+    vector: Any,
+    *,
+    learning_rate: float,
+    batch_size: int,
+    replacement: bool = False,
+) -> StochasticGap:
+    """Returns the gap Δa below 2/η at which the sharpness of SGD settles, a ≈ 2/η − Δa.
+
+    Self-stabilisation (Damian, Nichani & Lee, arXiv 2209.15594): with u the top eigenvector of H, x
+    the distance along it and y = a − 2/η,
+
+        x' = −(1 + ηy) x − η ξ,     y' = y + η (α − β x²/2),     Var ξ = σ²
+
+    (there without noise). At rest E x² = 2α/β by the second and E x² ≈ ησ²/(2|y|) by the first,
+    for η|y| ≪ 1: |y| = ηβσ²/(4α), the formula of Liao, Kolomvaki & Kyrillidis (arXiv 2604.21016).
+
+    Args:
+      loss: `loss(params, example) -> scalar` for one example.
+      params: a point of the run.
+      data: pytree of arrays with a leading axis n.
+      vector: u, shaped like the parameters, of any length: `sharpness(...).vector`.
+      learning_rate: η.
+      batch_size: B.
+      replacement: whether batches are drawn with replacement.
+
+    Returns:
+      `StochasticGap`. Cost: about two Hessian-vector products.
+
+    Raises:
+      ValueError: for a learning rate or batch size that cannot be.
+    """
+    check_positive("learning_rate", learning_rate)
+    pi = variance_factor(data_size(data), batch_size, replacement)
+    found = [float(x) for x in _self_stabilisation(as_pytree(loss), params, data, vector)]
+    rise, curvature, noise = found[0], found[1], pi * found[2]
+    gap = learning_rate * curvature * noise / (4 * rise) if rise > 0 else math.nan
+    return StochasticGap(gap, rise, curvature, noise)
+
+
+@jax.jit
+def _self_stabilisation(
+    loss: Any, params: Any, data: Any, vector: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """α, β and uᵀC_g u."""
+
+    def each(params: Any) -> jax.Array:
+        return jax.vmap(loss, (None, 0))(params, data)
+
+    def along(function: Any) -> Any:
+        return lambda params: jax.jvp(function, (params,), (u,))[1]
+
+    with at("highest"):
+        length = trees.norm(vector)
+        u = jax.tree.map(lambda leaf: leaf / length, vector)
+        slope = jax.grad(lambda params: jnp.mean(each(params)))(params)
+        sharpening = jax.grad(lambda params: jnp.mean(along(along(each))(params)))(params)
+        rise = -trees.dot(slope, sharpening)
+        return rise, trees.dot(sharpening, sharpening), jnp.var(along(each)(params))

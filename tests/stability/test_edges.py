@@ -114,3 +114,39 @@ def test_preconditioned_sharpness_of_a_loss(x64):
     )  # fmt: skip
     expected = np.linalg.eigvals(x.T @ x / 8 / d[:, None]).real.max()
     np.testing.assert_allclose(found.value, expected, rtol=1e-7)
+
+
+def test_stochastic_gap_against_closed_forms(x64):
+    """Along u = e₀ the sharpness is 2 + 3 w₁, so that ∇a = (0, 3)."""
+
+    def loss(w, z):
+        return (1 + 1.5 * w[1]) * w[0] ** 2 + z * w[0] - 0.5 * w[1]
+
+    w, z = jnp.array([0.1, 0.2]), jnp.array([-1.0, 0.5, 0.5])
+    found = edges.stochastic_gap(loss, w, z, jnp.array([3.0, 0.0]), learning_rate=0.5, batch_size=1)
+    slope = 1.5 * 0.1**2 - 0.5  # ∂L/∂w₁
+    assert found.rise == pytest.approx(-3 * slope)
+    assert found.curvature == pytest.approx(9)
+    assert found.noise == pytest.approx(0.5)  # Var z, π(1) = 1
+    assert found.value == pytest.approx(0.5 * 9 * 0.5 / (4 * -3 * slope))
+    along = jnp.array([1.0, 0.0])
+    full = edges.stochastic_gap(loss, w, z, along, learning_rate=0.5, batch_size=3)
+    assert full.noise == full.value == 0
+    falling = edges.stochastic_gap(
+        lambda w, z: loss(w, z) + w[1], w, z, along, learning_rate=0.5, batch_size=1
+    )
+    assert math.isnan(falling.value) and falling.rise < 0
+
+
+def test_the_stochastic_gap_is_where_its_dynamics_settle():
+    """x' = −(1 + ηy) x − ηξ, y' = y + η(α − βx²/2) settles at y = −ηβσ²/(4α) on average."""
+    eta, alpha, beta, noise = 0.1, 0.02, 1.0, 0.05
+    rng = np.random.default_rng(0)
+    x, y, path = np.zeros(50), np.zeros(50), []
+    for step in range(20_000):
+        xi = np.sqrt(noise) * rng.normal(size=50)
+        x, y = -(1 + eta * y) * x - eta * xi, y + eta * (alpha - beta * x**2 / 2)
+        if step > 5000:
+            path.append(y.mean())
+    gap = eta * beta * noise / (4 * alpha)
+    assert np.mean(path) == pytest.approx(-gap, rel=0.1)
