@@ -1,7 +1,6 @@
 """Sharpness and non-uniformity along a training run, each solve started from the last vectors."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,24 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxstab.callables import as_pytree, register, static
-from jaxstab.checks import check_at_least, check_batch_size, check_name, check_positive, data_size
+from jaxstab.checks import check_at_least, check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
-from jaxstab.examples import local
 from jaxstab.measurement import loss_and_gradient_norm, reference_of, square_root
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.variance import METHODS
-from jaxstab.precision import at, check_precision
-from jaxstab.sampling import batch_indices, take
+from jaxstab.precision import check_precision
+from jaxstab.stability.batch_sharpness import BatchMean, mean_of_ratios
 from jaxstab.stability.edges import preconditioned
 from jaxstab.transforms.common import check_key
-from jaxstab.trees import accumulator_dtype, dot, norm
-
-
-class BatchMean(NamedTuple):
-    """A mean over random draws."""
-
-    value: jax.Array  # ()
-    standard_error: jax.Array  # (), of the draws
+from jaxstab.trees import accumulator_dtype, norm
 
 
 class TrackerState(NamedTuple):
@@ -275,7 +266,7 @@ def _measure(
             None if exact is None else preconditioned(exact, diagonal),
         )
     if settings.batch_size is not None:
-        batch = _batch_sharpness(
+        batch = mean_of_ratios(
             self.loss, params, data, keys[3], settings.batch_size, settings.batches
         )
     loss, gradient_norm = loss_and_gradient_norm(
@@ -342,63 +333,6 @@ def _solve(
     ]
     v0 = jax.tree.unflatten(treedef, mixed)
     return solver(matvec, like, key=key, v0=v0, reference=reference)
-
-
-def batch_sharpness(
-    loss: Callable[[Any, Any], jax.Array],
-    params: Any,
-    data: Any,
-    *,
-    batch_size: int,
-    key: jax.Array,
-    batches: int = 32,
-) -> BatchMean:
-    """Returns E_B[g_Bᵀ H_B g_B / |g_B|²] at a point, over random batches; see `tracker`.
-
-    Args:
-      loss: `loss(params, example) -> scalar` of one example.
-      params: the point.
-      data: pytree of arrays with a leading axis n.
-      batch_size: B, in 1..n, without replacement.
-      key: random key of the batches.
-      batches: how many, at least 2.
-
-    Raises:
-      ValueError: for a batch size or number of batches that cannot be.
-    """
-    check_batch_size(batch_size, data_size(data))
-    check_at_least("batches", batches, 2)
-    sizes = {"batch_size": batch_size, "batches": batches}
-    return _batch_sharpness_at(as_pytree(loss), params, data, key, **sizes)
-
-
-@functools.partial(jax.jit, static_argnames=("batch_size", "batches"))
-def _batch_sharpness_at(
-    loss: Any, params: Any, data: Any, key: jax.Array, *, batch_size: int, batches: int
-) -> BatchMean:
-    return _batch_sharpness(loss, params, data, key, batch_size, batches)
-
-
-def _batch_sharpness(
-    loss: Any, params: Any, data: Any, key: jax.Array, batch_size: int, batches: int
-) -> BatchMean:
-    """Mean over random batches of g_Bᵀ H_B g_B / ‖g_B‖²; batches without gradient do not count."""
-    n, arrays = data_size(data), local(data)
-
-    def ratio(key: jax.Array) -> jax.Array:
-        batch = take(arrays, batch_indices(key, n, batch_size))
-        gradient = jax.grad(lambda p: jnp.mean(jax.vmap(loss, (None, 0))(p, batch)))
-        g = gradient(params)
-        _, product = jax.jvp(gradient, (params,), (g,))
-        return dot(g, product) / dot(g, g)
-
-    with at("highest"):
-        ratios = jax.lax.map(ratio, jax.random.split(key, batches))
-    used = ~jnp.isnan(ratios)
-    count = jnp.sum(used)
-    mean = jnp.sum(jnp.where(used, ratios, 0)) / count
-    variance = jnp.sum(jnp.where(used, (ratios - mean) ** 2, 0)) / (count - 1)
-    return BatchMean(mean, jnp.sqrt(variance / count))
 
 
 def adam_preconditioner(*, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0) -> Callable:

@@ -14,11 +14,11 @@ from flax import nnx
 
 from jaxstab import transforms as jt
 from jaxstab.measurement import measure
+from jaxstab.stability.batch_sharpness import batch_sharpness
 from jaxstab.stability.criteria import verdict
 from jaxstab.tracking import (
     _update,
     adam_preconditioner,
-    batch_sharpness,
     rmsprop_preconditioner,
     tracker,
 )
