@@ -33,7 +33,7 @@ from jaxstab.operators.hessian import Operator
 CASES = {"tiny": 8, "small": 100, "full": 1000}
 TOL = 1e-2
 FAILURE = 1e-3  # of `lanczos`, over the start
-COARSE = 0.95  # of networks computed coarsely from end to end: see `stated`
+COARSE = 0.99  # of networks computed coarsely from end to end: see `stated`
 BASIS = 12  # the default of 32 takes five times as long and restarts less
 EXAMPLES = 12
 

@@ -25,8 +25,8 @@ class Rounding(NamedTuple):
 
     unit: jax.Array  # ()
     allowed: jax.Array  # (), units of A: widens both ends of the interval and the residual
-    seen: jax.Array  # (), units of A: how far products with the final vectors were from expected
-    checks: jax.Array  # (), int32: products beside `matvecs`: those, all that a reference made
+    seen: jax.Array  # (), units of A: how far a product with a unit vector was from expected
+    checks: jax.Array  # (), int32: products beside `matvecs`: with final vectors, of a reference
     difference: jax.Array  # (), units of A: bound on ‖A − reference‖; 0 without a reference
 
 
