@@ -8,6 +8,9 @@ import jaxstab as js
 from benchmarks import harness, problems
 from benchmarks.harness import Row
 
+# Matrix products per layer: the floor of each by the count of operations.
+UNITS = {"HVP": 9, "HVP linearised once": 6, "second moment": 8, "variance": 12}
+
 
 class Case(NamedTuple):
     """One problem, products per run, and the bounds on its two ratios."""
@@ -86,7 +89,30 @@ def measure(case: Case, rounds: int) -> list[Row]:
                     details=harness.milliseconds(timings),
                 )
             )
-    return rows
+    return rows + floor_rows(case.problem.label, timings, floor)
+
+
+def floor_rows(label: str, timings: dict[str, Any], hvp: harness.Timing) -> list[Row]:
+    """Time of each product over what its operations would take at the speed of the fastest unit.
+
+    A unit is one matrix product per layer. The best rate that any of the four reached
+    stands for the speed of the machine: 1 is the floor.
+    """
+    found = {
+        "HVP": hvp,
+        "HVP linearised once": timings["HVP, run"],
+        "second moment": timings["second moment, run"],
+        "variance": timings["variance, run"],
+    }
+    unit = min(timing.median / UNITS[name] for name, timing in found.items())
+    return [
+        Row(
+            f"{name} / its floor of {UNITS[name]} units: {label}",
+            timing.median / (UNITS[name] * unit),
+            note=f"{1e3 * timing.median:.1f} ms / {UNITS[name]} × {1e3 * unit:.2f} ms",
+        )
+        for name, timing in found.items()
+    ]
 
 
 def run(settings: argparse.Namespace) -> list[Row]:

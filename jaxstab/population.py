@@ -139,7 +139,8 @@ def measure_population(
 
     At m examples, in two halves S and S': `upper` is λ_max(H_{S ∪ S'}), `lower` the mean of
     vᵀH_{S'}v and v'ᵀH_S v', with v and v' the top vectors of H_S and H_S'; the interval reaches t
-    standard errors beyond both (docs/formulas.md, section 8). The sample doubles, at most to
+    standard errors beyond both, upwards more where the numbers are skewed (docs/formulas.md,
+    section 8). The sample doubles, at most to
     `max_examples`; the confidence is divided among all sizes that could be looked at, so that
     looking and stopping costs none of it.
 
@@ -268,6 +269,21 @@ def _drawing(data: Any, key: jax.Array, n: int | None) -> Callable[[int], Any]:
     return lambda m: jax.tree.map(lambda leaf: jnp.asarray(leaf)[order[:m]], arrays)
 
 
+def _reach(mean: float, error: float, deviations: np.ndarray, sample: _Sample) -> float:
+    """How far an upper limit is above a mean of numbers that are seldom large.
+
+    Where such a mean comes out low, so does its standard error, and mean + t · error misses too
+    often. So the limit is on the scale of the logarithm, with Johnson's correction for skewness
+    (JASA 73, 1978): at n = 256 squares of squares of normal variables are missed in 7 % of the cases
+    in place of 15 %, where 5 % are asked for.
+    """
+    t, m = sample.quantile, len(deviations)
+    spread = deviations.std()
+    skewness = max(0.0, float(np.mean(deviations**3)) / spread**3) if spread > 0 else 0.0
+    t += skewness * (2 * t**2 + 1) / (6 * math.sqrt(m))
+    return mean * math.expm1(t * error / mean) if mean > 0 else t * error
+
+
 def _between(
     solve: Callable[..., Any],
     each: Callable[[Any, Any], jax.Array],
@@ -301,7 +317,8 @@ def _between(
     lower = sum(means) / 2
     factor = sample.unbias if squared else 1.0
     upper, certified = (factor * float(x) ** power for x in (whole.value, whole.interval.upper))
-    low, high = lower - sample.quantile * error, certified + sample.quantile * error
+    low = lower - sample.quantile * error
+    high = certified + _reach(lower, error, np.concatenate([x - x.mean() for x in found]), sample)
     if not squared:
         return PopulationValue(lower, error, upper, error, Ends(low, high))
     root = lambda x: math.sqrt(max(x, 0.0))  # noqa: E731

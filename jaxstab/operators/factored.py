@@ -36,7 +36,7 @@ from jaxstab.operators import blocks as block_forms
 from jaxstab.operators.blocks import Arrays, Block, RowArrays, make_blocks
 from jaxstab.operators.chunks import scale_like
 from jaxstab.operators.hessian import Operator, operator
-from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk, memory_limit, tree_bytes
+from jaxstab.operators.linearised import LinearisedChunks, fitting_chunk, memory_limit, tree_bytes
 from jaxstab.operators.reading import read_program
 from jaxstab.operators.structure import (
     Literal,
@@ -330,8 +330,7 @@ def linearise_chunks(
     def make(chunk: Any) -> Linearised:
         return linearise(structure, params, chunk)
 
-    size = automatic_chunk(make, data) if chunk_size is None else chunk_size
-    return structure, LinearisedChunks(make, data, size, None)
+    return structure, LinearisedChunks(make, data, fitting_chunk(make, data, chunk_size), None)
 
 
 def _moment_product(
@@ -397,6 +396,10 @@ class FactoredMoment(Operator):
         structure, chunks = linearise_chunks(self.loss, self.params, self.data, self.chunk_size)
         if chunks.single:
             chunks = chunks.keep()
+        else:
+            # For each example it holds rows and their covectors beside the residuals of the
+            # gradient, 2 to 4 times what a Hessian-vector product does: half a chunk at a time.
+            chunks = chunks._replace(chunk_size=-(-chunks.chunk_size // 2))
         return _moment_product(structure, chunks, self.params, v, self.centred)
 
     def prepare(self) -> Operator:

@@ -23,7 +23,7 @@ from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_params, data_size
 from jaxstab.examples import layout_of, shapes_of, with_layout
 from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
-from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
+from jaxstab.operators.linearised import LinearisedChunks, fitting_chunk
 from jaxstab.precision import HasPrecision, check_precision, with_own_precision
 
 Params = Any
@@ -217,10 +217,8 @@ class Hessian(Operator):
             gradient = jax.grad(lambda params: total_loss(self.loss, params, chunk))
             return jax.linearize(gradient, self.params)[1]
 
-        size = self.chunk_size
-        return LinearisedChunks(
-            make, self.data, automatic_chunk(make, self.data) if size is None else size, None
-        )
+        size = fitting_chunk(make, self.data, self.chunk_size)
+        return LinearisedChunks(make, self.data, size, None)
 
     def product(self, v: Params) -> Params:
         """Returns H v, uncompiled."""

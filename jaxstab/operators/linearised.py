@@ -5,8 +5,11 @@ A *linearised chunk* is whatever `make(chunk)` returns: a linearisation at θ wi
 memory limit.
 """
 
+import contextlib
 import os
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,24 +36,71 @@ def tree_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def memory_limit() -> int:
-    """Bytes that kept linearisations may take: a quarter of the default device's memory."""
+def device_memory() -> int:
+    """Bytes of the default device's memory; devices of the host share its memory."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] // 4
+        return stats["bytes_limit"]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return whole // (4 * jax.local_device_count("cpu"))  # which share it
+    with contextlib.suppress(OSError, ValueError):  # what a container may use, if it is one
+        whole = min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole // jax.local_device_count("cpu")
+
+
+def memory_limit() -> int:
+    """Bytes that kept linearisations may take: a quarter of the default device's memory."""
+    return device_memory() // 4
+
+
+def chunk_bytes(make: Callable[[Any], Any], data: Any, size: int) -> int:
+    """Bytes of one linearised chunk, by its shapes: nothing is computed.
+
+    What XLA allocates for a product is of this size (`python -m benchmarks.bench_memory`).
+    """
+    return tree_bytes(jax.eval_shape(make, shapes_of(data, size)))
+
+
+def fitting_chunk(make: Callable[[Any], Any], data: Any, chunk_size: int | None) -> int:
+    """Returns a chunk size that fits the device: `chunk_size`, halved with a warning if need be.
+
+    Without one, see `automatic_chunk`. For use while a product is traced: nothing is allocated yet.
+
+    Raises:
+      ValueError: if a single example does not fit.
+    """
+    if chunk_size is None:
+        size = asked = automatic_chunk(make, data)
+    else:
+        size, _, _ = chunk_shape(data, chunk_size)
+        asked = size
+    room, needed = device_memory(), chunk_bytes(make, data, size)
+    wanted = needed
+    while needed > room and size > 1:
+        size = -(-size // 2)
+        needed = chunk_bytes(make, data, size)
+    if needed > room:
+        raise ValueError(
+            f"one example takes about {needed / 1e9:.3g} GB, and the device has "
+            f"{room / 1e9:.3g} GB: use a smaller model, shorter sequences or a larger device"
+        )
+    if size < asked:
+        warnings.warn(
+            f"a chunk of {asked:,} examples takes about {wanted / 1e9:.3g} GB, and the device has "
+            f"{room / 1e9:.3g} GB: {size:,} are taken at a time (chunk_size={size} says so)",
+            stacklevel=2,
+        )
+    return size
 
 
 def automatic_chunk(make: Callable[[Any], Any], data: Any) -> int:
     """Returns the largest chunk, all n if possible, whose linearisation fits `CHUNK_MEMORY`."""
     n, _, _ = chunk_shape(data, None)
-    if tree_bytes(jax.eval_shape(make, shapes_of(data, n))) <= CHUNK_MEMORY:
+    if chunk_bytes(make, data, n) <= CHUNK_MEMORY:
         return n  # the one size that is traced where everything fits
-    one, two = (jax.eval_shape(make, shapes_of(data, size)) for size in (1, min(2, n)))
+    one, two = (chunk_bytes(make, data, size) for size in (1, min(2, n)))
     # What grows with the chunk; the rest (weights among the residuals) is there once in any case.
-    per_example = max(1, tree_bytes(two) - tree_bytes(one)) if n > 1 else 1
+    per_example = max(1, two - one) if n > 1 else 1
     chunks = -(-n * per_example // CHUNK_MEMORY)
     return -(-n // chunks)
 
@@ -95,8 +145,7 @@ class LinearisedChunks(NamedTuple):
     def bytes(self) -> int:
         """Bytes that keeping all linearisations takes, on one device."""
         size, full, remainder = chunk_shape(self.data, self.chunk_size)
-        chunk = jax.eval_shape(self.make, shapes_of(self.data, size))
-        return tree_bytes(chunk) * (full + (remainder > 0))
+        return chunk_bytes(self.make, self.data, size) * (full + (remainder > 0))
 
     def keep(self) -> "LinearisedChunks":
         """Returns the same chunks, linearised now and kept, if they fit `memory_limit()`."""

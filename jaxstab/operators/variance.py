@@ -20,6 +20,7 @@ from jaxstab.operators.hessian import (
     check_problem,
     operator,
 )
+from jaxstab.operators.linearised import chunk_bytes
 from jaxstab.precision import check_precision
 from jaxstab.resolution import describe_products
 
@@ -146,7 +147,11 @@ def explain(loss: Loss, params: Params, data: Any) -> str:
         mine = [block for block in structure.blocks if block.leaf == i]
         held, share = sum(b.entries for b in mine), sum(b.operations for b in mine) / work
         lines.append(f"{name:<{width}}  {form:<11}  {held:>9,} numbers  {share:4.0%}  {reason}")
-    lines.append(f"{data_size(data):,} examples, {chunks.chunk_size:,} at once without chunk_size")
+    held = chunk_bytes(chunks.make, data, chunks.chunk_size)
+    lines.append(
+        f"{data_size(data):,} examples, {chunks.chunk_size:,} at once without chunk_size: "
+        f"about {held / 1e6:,.0f} MB"
+    )
     example = example_of(data)
     with jax.default_matmul_precision(None):
         program = jax.make_jaxpr(lambda *args: args[0](*args[1:]))(loss, params, example)
