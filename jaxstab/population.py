@@ -274,8 +274,8 @@ def _reach(mean: float, error: float, deviations: np.ndarray, sample: _Sample) -
 
     Where such a mean comes out low, so does its standard error, and mean + t · error misses too
     often. So the limit is on the scale of the logarithm, with Johnson's correction for skewness
-    (JASA 73, 1978): at n = 256 squares of squares of normal variables are missed in 7 % of the cases
-    in place of 15 %, where 5 % are asked for.
+    (JASA 73, 1978). Of 256 fourth powers of normal variables it misses 7 % of the time, mean + t ·
+    error 15 %, where 5 % are asked for.
     """
     t, m = sample.quantile, len(deviations)
     spread = deviations.std()
