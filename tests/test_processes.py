@@ -319,3 +319,12 @@ def test_the_commands_of_the_documentation_share_a_sweep(cluster, tmp_path):
     tables = [text.split("claims")[0] for text in printed]
     assert tables[0] == tables[1] and "9 runs: " in tables[0]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_commands_of_the_page_on_hosts_are_understood():
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "hosts.md").read_text()
+    first, second = re.findall(r"^jaxstab (sweep .*) &$", page, re.MULTILINE)
+    (third,) = re.findall(r"^srun --ntasks 8 jaxstab (sweep .*)$", page, re.MULTILINE)
+    assert first == second and third == f"{first} --distributed"
+    given = cli.build_parser(third.split()).parse_args(third.split())
+    assert given.distributed and given.out == Path("DIR")
