@@ -48,25 +48,41 @@ copybutton_prompt_is_regexp = True
 
 
 def plain_docstrings(app, what, name, obj, options, lines):
-    """Docstrings here are plain text with `code`: what reStructuredText would read is escaped."""
-    inside = False
-    for i, line in enumerate(lines):
-        inside = line.lstrip().startswith(">>>") or (inside and bool(line.strip()))
-        if inside:
-            continue
-        parts = re.split(r"(`[^`]*`)", line)
-        for j, part in enumerate(parts):
-            if part.startswith("`"):
-                parts[j] = f"``{part[1:-1].strip()}``" if part.strip("` ") else ""
-                if j + 1 < len(parts) and re.match(r"\w", parts[j + 1]):
-                    parts[j] += "\\ "
-            else:
-                parts[j] = re.sub(r"([*|])", r"\\\1", re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", part))
-        lines[i] = "".join(parts)
+    """Docstrings here are plain text with `code`: what reStructuredText would read is escaped.
+
+    Examples, directives (`.. math::`) and roles stay as they are.
+    """
+    found, text, kept = [], [], ""  # kept: inside an example, or a directive of this indentation
+    for line in lines:
+        start = line.lstrip()
+        if kept == ">>>":
+            kept = kept if start else ""
+        elif kept and start and len(line) - len(start) <= len(kept):
+            kept = ""
+        if not kept and start.startswith((">>>", ".. ")):
+            kept = ">>>" if start.startswith(">") else " " * (len(line) - len(start)) or "\0"
+        if kept:
+            found += [*_escape(text), line]
+            text = []
+        else:
+            text.append(line)
+    lines[:] = found + _escape(text)
     if what == "module":
         lines[:] = _literal_blocks(lines)
     elif what in ("attribute", "property"):
         lines.insert(0, "\\ ")  # else napoleon takes words before a colon for a type
+
+
+def _escape(lines):
+    """Text in which `code` is literal, also over the end of a line, and no sign is markup."""
+    parts = re.split(r"(:[a-z]+:`[^`]*`|`[^`]+`)", "\n".join(lines))
+    for i, part in enumerate(parts):
+        if part.startswith("`") and part.endswith("`"):
+            follows = parts[i + 1] if i + 1 < len(parts) else ""
+            parts[i] = f"``{part.strip('`').strip()}``" + ("\\ " if follows[:1].isalnum() else "")
+        elif not re.fullmatch(r":[a-z]+:`[^`]*`", part):
+            parts[i] = re.sub(r"([*|])", r"\\\1", re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", part))
+    return "".join(parts).split("\n") if lines else []
 
 
 def _literal_blocks(lines):
