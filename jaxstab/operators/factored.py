@@ -37,7 +37,7 @@ from jaxstab.operators.blocks import Arrays, Block, RowArrays, make_blocks
 from jaxstab.operators.chunks import scale_like
 from jaxstab.operators.hessian import Operator, operator
 from jaxstab.operators.linearised import LinearisedChunks, fitting_chunk, memory_limit, tree_bytes
-from jaxstab.operators.reading import read_program
+from jaxstab.operators.reading import anywhere, read_program
 from jaxstab.operators.structure import (
     Literal,
     Program,
@@ -95,7 +95,7 @@ def structure_of(
         found.extend(block for block, _ in parts)
         return [arrays for _, arrays in parts]
 
-    jax.eval_shape(read, jax.tree.leaves(params), jax.tree.leaves(example))
+    jax.eval_shape(read, jax.tree.leaves(anywhere(params)), jax.tree.leaves(example))
     return dataclasses.replace(structure, blocks=tuple(found))
 
 

@@ -278,11 +278,23 @@ def _kinds_out(jaxpr: Any, kinds: Sequence[Kind]) -> list[Kind]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def anywhere(tree: Any) -> Any:
+    """Arrays as shapes and dtypes, which lie on no devices: what is read runs on any."""
+    return jax.tree.map(
+        lambda x: (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+            if isinstance(x, jax.Array)
+            else x
+        ),
+        tree,
+    )
+
+
 def read_program(loss: Any, params: Any, example: Any) -> Program:
     """Returns `loss(params, example)` as a `Program`; arrays in `loss` become constants of it."""
     leaves = [jax.tree.leaves(tree) for tree in (loss, params, example)]
     closed = jax.make_jaxpr(lambda loss, params, example: loss(params, example))(
-        loss, params, example
+        *anywhere((loss, params, example))
     )
     flat = _Flattener()
     kinds = [

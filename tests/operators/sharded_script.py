@@ -37,9 +37,10 @@ def problem(n=48):
     def loss(params, example):
         x, y = example
         h, _ = jax.lax.scan(
-            lambda h, w: (jnp.tanh(h @ w), None), jnp.tanh(x @ params["w"]), params["s"]
+            lambda h, w: (jnp.tanh(h @ w), None), jax.nn.gelu(x @ params["w"]), params["s"]
         )
-        return jnp.sum((h @ params["v"] - y) ** 2)
+        scaled = jax.jit(lambda h, v: jnp.tanh(h) @ v)(h, params["v"])  # meets parameters inside
+        return jnp.sum((scaled - y) ** 2)
 
     keys = jax.random.split(jax.random.key(0), 5)
     draw = jax.random.normal
