@@ -24,14 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab.callables import register
 from jaxstab.checks import check_at_least, check_finite, check_positive
 from jaxstab.eigen import lanczos
 from jaxstab.eigen.result import EigenResult
 from jaxstab.operators.hessian import Loss, Params
 from jaxstab.operators.outputs import OutputFactors, ResidualMoment, output_factors
 from jaxstab.operators.statistics import directional_curvatures
-from jaxstab.stability import subspace
+from jaxstab.stability import lifted, subspace
 from jaxstab.stability.criteria import variance_factor
 from jaxstab.stability.subspace import Growing, Subspace
 
@@ -41,21 +40,6 @@ _START = 30  # sharpest examples whose top eigenvectors the subspace starts from
 _ADD = 16  # directions a growth
 _COLUMNS = 8  # products with 𝒦 that share one linearisation
 _VECTORS = 8  # leading vectors of a moment matrix that are handed out
-
-
-@register
-@dataclasses.dataclass(frozen=True, eq=False)
-class _OneStep:
-    """u ↦ (1-π) 𝒦 u / n + π (𝒦_ii u_i)_i in the space of outputs, (n, k)."""
-
-    factors: OutputFactors
-    blocks: Any
-    factor: Any
-
-    def __call__(self, u: jax.Array) -> jax.Array:
-        mean = self.factors.kernel(u[None])[0] / self.factors.n
-        each = jnp.einsum("nkl,nl->nk", self.blocks, u)
-        return (1 - self.factor) * mean + self.factor * each
 
 
 class Ends(NamedTuple):
@@ -74,8 +58,8 @@ class MeanSquareThreshold:
     value: np.ndarray
     """Threshold by the best moment matrix found, (m,); the truth is at most this."""
     interval: Ends
-    """Ends, each (m,). Lower: the best bound of the chain, certified over the start of Lanczos
-    with probability 0.999. Upper: certain up to rounding; the larger of `value` and
+    """Ends, each (m,). Lower: the best of the chain and of `lifted`, certified over the start of
+    Lanczos with probability 0.999. Upper: certain up to rounding; the larger of `value` and
     `full_hessian`, so that above it the dynamics with the full H_i are unstable too."""
     converged: np.ndarray
     """Whether two growths of the subspace in turn changed the value by less than tol, (m,)."""
@@ -257,8 +241,7 @@ def _start(factors: OutputFactors, pis: np.ndarray, key: jax.Array, limit: int) 
     keys = jax.random.split(key, len(pis) + 1)
 
     def top(pi: float, key: jax.Array) -> EigenResult:
-        factor = jnp.asarray(pi, like.dtype)
-        return jax.device_get(solve(_OneStep(factors, blocks, factor), like, key=key))
+        return jax.device_get(solve(lifted.identity(factors, blocks, pi), like, key=key))
 
     sharpness = top(0.0, keys[-1])
     eq8 = [top(pi, key) if pi else sharpness for pi, key in zip(pis, keys)]
@@ -324,7 +307,9 @@ def _collect(
     # λ* rises with π (Prop. 6): a bound from below or above at one batch size serves others.
     best = np.maximum([g.value for g in growing], eq27)
     best = np.array([np.max(best[pis <= pi]) for pi in pis])
-    least = np.array([np.min(eq8[pis >= pi]) for pi in pis])
+    raised, spent = _raised(factors, start.blocks, pis, space, growing, key)
+    least = np.minimum(eq8, raised)
+    least = np.array([np.min(least[pis >= pi]) for pi in pis])
     weights, vectors = _leading(factors, space, growing)
     full = _full_hessian(factors, weights, vectors, pis)
     residual = _residual(factors, key)
@@ -345,7 +330,7 @@ def _collect(
         sharpness=a,
         full_hessian=full,
         residual=residual,
-        products=products,
+        products=products + spent,
         bound_products=start.products,
         n=factors.n,
         replacement=replacement,
@@ -356,6 +341,34 @@ def _along(curvatures: np.ndarray, pis: np.ndarray) -> np.ndarray:
     """Largest m + π Var_i(vᵀH_i v) / m over the rows, m = vᵀHv, for each π: eq. 27 of the paper."""
     mean, variance = curvatures.mean(1), curvatures.var(1)
     return np.max(mean + pis[:, None] * variance / mean, axis=1)
+
+
+def _raised(
+    factors: OutputFactors,
+    blocks: np.ndarray,
+    pis: np.ndarray,
+    space: Subspace,
+    growing: list[Growing],
+    key: jax.Array,
+) -> tuple[np.ndarray, int]:
+    """Certified upper bounds of λ* from Z = S + τI, (m,), and the products that they took."""
+    solve, n, k = lanczos(tol=1e-3, max_matvecs=200), factors.n, factors.outputs
+    like, bounds, spent = jnp.zeros((n, k), factors.roots.dtype), np.full(len(pis), np.inf), 0
+    for i in np.flatnonzero(pis):  # at B = n eq. 8 is exact
+        values, vectors = np.linalg.eigh(growing[i].moments)
+        top = vectors[:, ::-1][:, : lifted.RANK]
+        operator = lifted.lift(
+            factors,
+            blocks,
+            pis[i],
+            coefficients=space.coefficients @ top,
+            images=space.images @ top,
+            weights=values[::-1],
+        )
+        found = jax.device_get(solve(operator, like, key=jax.random.fold_in(key, i)))
+        bounds[i] = float(found.interval.upper) * (1 + lifted.ROUNDING)
+        spent += int(found.matvecs)
+    return bounds, spent
 
 
 def _leading(
