@@ -57,7 +57,7 @@ QUANTITIES = {
 class Settings(MeasureSettings, ProblemSettings):
     """Runs, and how many of their points are measured."""
 
-    n_train: int = setting(100, "number of training examples n")
+    n_train: int = setting(60, "number of training examples n")
     learning_rate: float = setting(1.0, "learning rate")
     momentum: float = setting(
         0.0, "momentum; with it, a and the batch sharpness alone are followed"
@@ -67,7 +67,7 @@ class Settings(MeasureSettings, ProblemSettings):
     )
     seeds: int = setting(2, "number of seeds")
     max_steps: int = setting(3000, "steps of a run")
-    points: int = setting(8, "about how many points along a run are measured")
+    points: int = setting(6, "about how many points along a run are measured")
     batches: int = setting(64, "batches that the batch sharpness is averaged over")
     rate_steps: int = setting(200, "steps of linearised SGD for the exponent")
     threshold_tol: float = setting(2e-2, "change at which the exact threshold has converged")
