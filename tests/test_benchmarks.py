@@ -19,7 +19,10 @@ FOLDER = Path(harness.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
 # These ask a PyTorch environment that is not part of the test environment.
 WITH_PEERS = {"bench_protocol", "bench_solvers", "bench_sweep"}
-LONG = {"bench_accelerator", "bench_operators", "bench_processes", "bench_transformer"}  # to start
+LONG = {  # to start, or to compile
+    "bench_accelerator", "bench_compile", "bench_operators", "bench_processes", "bench_protocol",
+    "bench_transformer",
+}  # fmt: skip
 
 
 def settings(out):

@@ -260,6 +260,7 @@ def test_measure_as_json(swept, capsys):
     assert verdict["status"] in ("stable", "unstable", "undecided") and verdict["reasons"]
 
 
+@pytest.mark.slow
 def test_map_shows_the_chain_at_every_batch_size(swept, tmp_path, capsys):
     folder = next((swept / "sweep" / "runs").glob("B10-*"))
     words = f"map --checkpoint {folder} --dataset digits --model fnn-small --n-train 40"

@@ -193,5 +193,5 @@ def test_folders_that_hold_nothing(tmp_path):
 
 def test_a_broken_run_file_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
         report.write(tmp_path)

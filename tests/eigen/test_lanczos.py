@@ -226,6 +226,7 @@ def test_no_recompilation(spectrum):
     assert len(traces) > first  # the count does count
 
 
+@pytest.mark.slow
 def test_jit_vmap_scan(dense, spectrum):
     matrices = jnp.asarray(
         np.stack([spectrum(np.r_[np.linspace(-1, 1, 19), 3 + i], i) for i in range(3)]),

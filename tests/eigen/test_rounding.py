@@ -69,14 +69,14 @@ def test_coarse_products_are_read_and_said(matrix):
 
 def test_reference_gives_value_and_lower_end(matrix):
     """Krylov in bfloat16, its end in float32: errors of the value are quadratic."""
-    coarse = emulated(matrix, emulation.TPU, lanczos, believed="tpu", precision=None)
     options = {"precision": "default", "reference": True}
     result = emulated(matrix, emulation.TPU, lanczos, believed="tpu", **options)
     true = truth(matrix)
     assert 1 < result.rounding.checks <= 9 and result.rounding.unit == np.float32(2**-22)
     assert result.interval.lower <= true <= result.interval.upper
     assert true - float(result.interval.lower) < 1e-4 < float(result.interval.upper) - true
-    assert abs(float(result.value) - true) < 0.2 * abs(float(coarse.value) - true)
+    # a vector off by the unit of bfloat16 gives a value off by its square
+    assert abs(float(result.value) - true) < 2.0**-16 * true
     assert result.rounding.seen > 1e-4  # the difference of the two kinds of products
     rounded = np.asarray(emulation.BFLOAT16.round(matrix), np.float64)
     assert np.linalg.norm(rounded - np.asarray(matrix, np.float64), 2) < result.rounding.difference
@@ -88,7 +88,7 @@ def test_products_coarser_than_they_say_widen_the_interval(matrix):
     machine = emulation.always(emulation.TF32)
     honest = emulated(matrix, emulation.always(emulation.FLOAT32), lanczos)
     silent = emulated(matrix, machine, lanczos)
-    assert honest.converged and honest.rounding.allowed < 1e-5
+    assert honest.converged and honest.rounding.allowed < 2e-5
     assert silent.rounding.seen > 20 * honest.rounding.seen
     assert not silent.converged and silent.rounding.allowed > 1e-3
     assert silent.interval.lower <= truth(matrix) <= silent.interval.upper

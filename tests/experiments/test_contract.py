@@ -27,7 +27,9 @@ class Finished:
     kept: dict[Path, int]
 
 
-LONG = ("asymmetry", "cross-entropy", "escape", "lbfgs")  # to compile
+LONG = (
+    "asymmetry", "batch-norm", "criteria", "cross-entropy", "diffusion", "edge", "escape", "lbfgs",
+)  # fmt: skip
 EXPERIMENTS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in REGISTRY
 ]

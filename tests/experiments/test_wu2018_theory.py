@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jaxstab import checksums
 from jaxstab.experiments import REGISTRY
 from jaxstab.experiments.protocol import Context
 from jaxstab.experiments.wu2018 import cross_entropy, diagram, toy_escape
@@ -84,6 +85,7 @@ def write_sweep(folder, records):
     for i, record in enumerate(records):
         (folder / "runs" / str(i)).mkdir(parents=True)
         (folder / "runs" / str(i) / "record.json").write_text(json.dumps(record))
+        checksums.seal(folder / "runs" / str(i))
 
 
 def test_minima_of_a_sweep_are_laid_on_its_own_diagram(tmp_path, record):

@@ -256,7 +256,7 @@ def problems() -> dict[str, Callable[[], Problem]]:
     return PROBLEMS
 
 
-LONG = ("resnet_frozen_batch_norm", "scanned_lstm", "transformer")  # to compile
+LONG = ("resnet_frozen_batch_norm", "scanned_lstm", "transformer", "vgg")  # to compile
 
 
 @pytest.fixture(
