@@ -25,7 +25,7 @@ WITHOUT = {
     "directions": "its loss evaluates nothing",
     "mean_square_threshold": "both its ends are certain in full float32 only",
     "output_factors": "what that threshold rests on",
-    "per_example_sharpness": "as output_factors",
+    "per_example_sharpness": "as output_factors, and certified of the full Hessians",
     "measure_population": "its interval is one of full float32",
 }
 LOW = {"precision": "default"}

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxstab import trees
 from jaxstab.precision import at
 from jaxstab.trees import dot as dot
 from jaxstab.trees import norm as norm
+from jaxstab.trees import random_signs as signs_like
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -145,7 +145,7 @@ def normal(key: jax.Array, sig: Signature) -> Any:
 
 def signs(key: jax.Array, sig: Signature) -> Any:
     """A vector of independent signs ±1, in working precision."""
-    return trees.random_signs(key, jax.eval_shape(widen, structs(sig)))
+    return signs_like(key, jax.eval_shape(widen, structs(sig)))
 
 
 def start(key: jax.Array, sig: Signature, v0: Any, noise: float) -> tuple[Any, jax.Array]:

@@ -42,9 +42,10 @@ from jaxstab.operators.covariance import (
     gradient_covariance_spectrum,
     noise_alignment,
 )
+from jaxstab.operators.example_sharpness import per_example_sharpness
 from jaxstab.operators.gauss_newton import gauss_newton_difference
 from jaxstab.operators.hessian import hessian, per_example_hessian
-from jaxstab.operators.outputs import output_factors, per_example_sharpness
+from jaxstab.operators.outputs import output_factors
 from jaxstab.operators.statistics import (
     directional_curvatures,
     gradient_covariance_trace,

@@ -249,27 +249,6 @@ def output_factors(
     return OutputFactors(loss, params, data, jnp.asarray(roots, curvatures.dtype), chunk_size)
 
 
-def per_example_sharpness(
-    loss: Loss, params: Params, data: Any, *, chunk_size: int | None = None
-) -> jax.Array:
-    """Returns λ_max(H_i) of the Gauss–Newton Hessian of every example, shape (n,), 1 / step size.
-
-    λ_max(F_iᵀ F_i) = λ_max(F_i F_iᵀ): one k × k eigenproblem an example, from inner products of
-    the activations and cotangents of its layers. Equal to λ_max of the full H_i where the residual
-    vanishes; elsewhere the two differ by at most the norm of the residual's share of H_i.
-
-    Cost: about k gradients. Arguments and errors as for `output_factors`.
-
-    Example:
-      >>> loss = lambda w, example: jnp.mean((example[0] @ w - example[1]) ** 2)
-      >>> x, w = jnp.array([[1.0, 0.0], [3.0, 4.0]]), jnp.ones((2, 1))
-      >>> [f"{value:.3f}" for value in per_example_sharpness(loss, w, (x, x @ w))]  # 2 |x|²
-      ['2.000', '50.000']
-    """
-    factors = output_factors(loss, params, data, chunk_size=chunk_size)
-    return jnp.linalg.eigvalsh(factors.blocks())[:, -1]
-
-
 @operator
 class ResidualMoment(Operator):
     """v ↦ (1/n) Σ E_i² v with E_i = H_i − F_iᵀ F_i = Σ_o (∂c_i/∂f_o) ∇²f_o: what residuals add."""
