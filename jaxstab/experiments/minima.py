@@ -123,6 +123,8 @@ def table(rows: pd.DataFrame, *, n: int) -> Table:
             Column(f"{name}_margin", "margin", format="+.1%"),
             Column(f"{name}_side", "side", status=True),
         ]
+    if "threshold_ratio" in rows:
+        columns.append(Column("threshold_ratio", "η/η*_var", "1", format=".3g", spread="interval"))
     no_bound = ~np.isfinite(rows["nonuniformity_bound"])
     rows = rows.assign(nonuniformity_margin=rows["nonuniformity_margin"].mask(no_bound))
     return Table("minima", rows, [*columns, Column("verdict", status=True)])
@@ -163,11 +165,13 @@ def diagrams(
         here = rows[rows["learning_rate"] == eta]
         found = reached(here)
         columns = (*QUANTITIES, "batch_size", "init_scale")
+        exact = [found.get(f"threshold_ratio{end}") for end in ("", "_lower", "_upper")]
         figures[name if len(rates) == 1 else f"{name}-{eta:g}"] = plots.selection(
             **{column: found[column] for column in columns},
             learning_rate=eta,
             boxes={size: box(eta, size, n) for size in sorted(here["batch_size"].unique())},
             n=n,
+            threshold_ratio=None if exact[0] is None else exact,
             title=f"{title}, η = {eta:g}" if title else f"η = {eta:g}",
         )
     return figures

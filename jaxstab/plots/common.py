@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -70,6 +71,7 @@ class Series:
       x: positions, shape (m,).
       mean: shape (m,).
       std: shape (m,), one standard deviation, or None.
+      interval: (lower, upper), each (m,), where the mean certainly lies: drawn as error bars.
       hollow: draws large open markers: published numbers beside ours.
       joined: draws a line through the means.
     """
@@ -80,6 +82,15 @@ class Series:
     std: Any = None
     hollow: bool = False
     joined: bool = True
+    interval: Any = None
+
+    @property
+    def error(self) -> Any:
+        """Lengths of the error bars of `interval` below and above the mean, (2, m), or None."""
+        if self.interval is None:
+            return None
+        mean, (lower, upper) = np.asarray(self.mean), map(np.asarray, self.interval)
+        return np.maximum([mean - lower, upper - mean], 0)
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,8 @@ def draw_series(
             options |= {"markerfacecolor": "none", "markersize": 9}
         if not one.joined:
             options["ls"] = "none"
-        axes.errorbar(one.x, one.mean, yerr=one.std, label=one.label, **options)
+        error = one.std if one.interval is None else one.error
+        axes.errorbar(one.x, one.mean, yerr=error, label=one.label, **options)
 
 
 def label_axes(

@@ -34,13 +34,15 @@ def selection(
     learning_rate: float,
     boxes: Mapping[int, Sequence[float]],
     n: int,
+    threshold_ratio: Sequence[Any] | None = None,
     title: str = "",
 ) -> Figure:
     """Where the minima of each batch size lie in the (a, s) plane (Wu, Ma, E 2018, Fig. 6).
 
     Left: every minimum, a marker per initialisation scale, with the box of eq. 9 dashed: a ≤ 2/η
     in grey, s ≤ (1/η)√(B(n−1)/(n−B)) in the colour of its batch size. Right: both measured numbers
-    as fractions of their bounds, one point a run, so that margins can be read off.
+    as fractions of their bounds, one point a run, so that margins can be read off. A third panel,
+    where some thresholds are known: η over the exact threshold of the mean square.
 
     Args:
       sharpness: shape (runs,).
@@ -50,11 +52,15 @@ def selection(
       learning_rate: the one learning rate of all runs.
       boxes: batch size to (bound of a, bound of s); the latter is infinite for the full batch.
       n: number of examples.
+      threshold_ratio: η/η*_var and the ends of its interval, each (runs,); NaN where not known.
       title: of the figure.
     """
     a, s, batches, scales = map(np.asarray, (sharpness, nonuniformity, batch_size, init_scale))
-    figure, axes = new_figure(1, 2)
-    plane, margins = axes[0]
+    exact = None if threshold_ratio is None else np.array(threshold_ratio, float)
+    if exact is not None and np.isnan(exact[0]).all():
+        exact = None
+    figure, axes = new_figure(1, 2 if exact is None else 3)
+    plane, margins = axes[0, :2]
     sizes, markers = sorted(boxes), dict(zip(sorted(set(scales.tolist())), MARKERS))
     colors = dict(zip(sizes, COLORS))
     names = {size: f"B = n = {n} (GD)" if size == n else f"B = {size}" for size in sizes}
@@ -76,6 +82,8 @@ def selection(
     plane.set_xlim(left=0)
     plane.set_ylim(bottom=0)
     _draw_margins(margins, a, s, batches, scales, boxes, colors, markers, n)
+    if exact is not None:
+        _draw_thresholds(axes[0, 2], exact, batches, scales, colors, markers)
     figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     if title:
         figure.suptitle(title)
@@ -120,6 +128,39 @@ def _draw_margins(
     axes.set_ylim(0, max(1.1, 1.05 * axes.get_ylim()[1]))
     label_axes(axes, "batch size B", "measured / bound  [1]", legend=False)
     axes.set_title("fraction of the bound: a / (2/η) and s / bound of eq. 9")
+
+
+def _draw_thresholds(
+    axes: Axes,
+    exact: np.ndarray,
+    batches: np.ndarray,
+    scales: np.ndarray,
+    colors: Mapping[int, str],
+    markers: Mapping[float, str],
+) -> None:
+    """η/η*_var of every run that has one, with its certified interval, grouped by batch size."""
+    axes.axhline(1.0, ls="--", color="#444444")
+    axes.annotate("mean square grows above", (0.01, 1.0), xycoords=("axes fraction", "data"))
+    known = np.isfinite(exact[0])
+    sizes = sorted(set(batches[known].tolist()))
+    for group, size in enumerate(sizes):
+        chosen = np.flatnonzero(known & (batches == size))
+        spread = np.linspace(-0.25, 0.25, len(chosen)) if len(chosen) > 1 else np.zeros(1)
+        for place, i in zip(group + spread, chosen):
+            value, lower, upper = exact[:, i]
+            axes.errorbar(
+                place,
+                value,
+                yerr=[[max(value - lower, 0)], [max(upper - value, 0)]],
+                color=colors[size],
+                marker=markers[scales[i]],
+                capsize=3,
+            )
+    axes.set_xticks(range(len(sizes)), [f"B={size}" for size in sizes])
+    axes.set_xlim(-0.6, len(sizes) - 0.4)
+    axes.set_ylim(bottom=0)
+    label_axes(axes, "batch size B", "η / η*_var  [1]", legend=False)
+    axes.set_title("exact threshold of the mean square, certified")
 
 
 @styled

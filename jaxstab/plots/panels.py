@@ -15,8 +15,8 @@ class Panel:
 
     Attributes:
       title: above it.
-      curves: drawn as lines without markers; a standard deviation as a band. Without labels they
-        are of one kind and share a colour.
+      curves: drawn as lines without markers; a standard deviation as a band, a certified interval
+        as error bars. Without labels they are of one kind and share a colour.
       xlabel: quantity and unit; that of `panels` by default.
       ylabel: the same.
       lines: dashed predictions.
@@ -59,6 +59,8 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
                 if panel.log_y:
                     low = np.maximum(low, mean / 10)  # a band that reaches 0 has no logarithm
                 axes.fill_between(curve.x, low, high, color=color, alpha=0.2, lw=0)
+            if curve.error is not None:
+                axes.errorbar(curve.x, mean, yerr=curve.error, fmt="none", color=color, capsize=3)
         for line in panel.lines:
             if line.x is None:
                 axes.axhline(line.y, ls="--", color=line.color, label=line.label)

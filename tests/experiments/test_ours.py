@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxstab.experiments.ours import judgement
+from jaxstab.experiments.ours import edge, judgement
 
 THRESHOLDS = {
     "sharpest": 0.5, "eq8": 0.6, "eq9": 1.5, "eq27": 1.2, "eq17": 1.8, "edge": 2.0,
@@ -78,3 +78,18 @@ def test_times_are_those_of_runs_told_to_leave():
     line = table.rows.iloc[0]
     assert line["runs"] == 4 and line["run"] == "linearised SGD"  # η = 2.2 alone left
     assert line["ratio"] == pytest.approx(8 / (np.log(10) / np.log(1.6)))
+
+
+def test_edge_draws_the_certified_interval_averaged_over_seeds():
+    rows = pd.DataFrame(
+        {"batch_size": 2, "seed": seed, "step": step, "threshold_ratio": 1.0 + 0.1 * seed,
+         "threshold_ratio_lower": 0.8, "threshold_ratio_upper": 1.4 + 0.2 * seed,
+         "sharpness_ratio": 0.5, "exponent": -0.1}
+        for seed in (0, 1) for step in (0, 10, 100)
+    )  # fmt: skip
+    axes = edge.draw(rows, edge.PRESETS["tiny"], 40).axes[0]
+    (bars,) = [c for c in axes.collections if hasattr(c, "get_segments")]
+    expected = [[[step, 0.8], [step, 1.5]] for step in (10, 100)]
+    np.testing.assert_allclose(bars.get_segments(), expected)
+    alone = edge.draw(rows[["batch_size", "step", "sharpness_ratio"]], edge.PRESETS["tiny"], 40)
+    assert not [c for c in alone.axes[0].collections if hasattr(c, "get_segments")]

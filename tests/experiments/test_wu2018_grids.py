@@ -52,6 +52,42 @@ def test_selection(record, rising):
     assert set(none.values()) == {"inconclusive"}
 
 
+def test_first_seeds_get_a_threshold_and_a_third_panel(record, rising, tmp_path, monkeypatch):
+    asked = []
+
+    def threshold(loss, params, data, *, batch_sizes, key, tol, max_rank):
+        asked.append((*batch_sizes, params))
+        ends = SimpleNamespace(lower=np.array([0.2]), upper=np.array([0.5]))
+        return SimpleNamespace(value=np.array([0.25]), interval=ends)
+
+    monkeypatch.setattr(selection.js, "mean_square_threshold", threshold)
+    lost = record(math.nan, math.nan, batch_size=10, seed=0, status="diverged")
+    runs = [lost, *(run for run in rising() if (run["batch_size"], run["seed"]) != (10, 0))]
+    rows = minima.place(runs, N)
+    grid = SimpleNamespace(
+        rows=rows,
+        minima=minima.reached(rows),
+        n=N,
+        result=SimpleNamespace(load_params=lambda row: row["seed"]),
+        problem=SimpleNamespace(loss=None, train=None),
+    )
+    settings = selection.Settings(thresholds=2)
+    found = selection.with_thresholds(settings, grid, Context(tmp_path))
+    assert sorted(asked) == [(4, 0), (4, 1), (10, 1), (10, 2), (25, 0), (25, 1)]
+    pd.testing.assert_frame_equal(found[rows.columns], rows)
+    known = found[found["threshold_ratio"].notna()]
+    assert len(known) == 6 and (known["batch_size"] < N).all()
+    ratios = known[["threshold_ratio", "threshold_ratio_lower", "threshold_ratio_upper"]]
+    np.testing.assert_allclose(ratios, [[2, 1, 2.5]] * 6)  # η = 0.5
+    assert minima.table(found, n=N).text().count("2 [1, 2.5]") == 6
+    panels = minima.diagrams(found, n=N)["selection"].axes
+    bars = [bar.get_segments()[0][:, 1] for bar in panels[2].collections]
+    np.testing.assert_allclose(bars, [[1, 2.5]] * 6)
+    assert len(minima.diagrams(rows, n=N)["selection"].axes) == 2
+    selection.with_thresholds(settings, grid, Context(tmp_path))
+    assert len(asked) == 6, "computed again"
+
+
 def test_trends_are_over_seeds(record, rising):
     def status(runs):
         found = status_of(batch_size.claims(minima.reached(minima.place(runs, N)), N))

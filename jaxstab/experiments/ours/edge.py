@@ -228,13 +228,23 @@ def claims(rows: pd.DataFrame, settings: Settings, n: int) -> list[Claim]:
 
 
 def draw(rows: pd.DataFrame, settings: Settings, n: int) -> Figure:
-    """The quantities along training, a panel for each batch size; below, the exponent."""
+    """The quantities along training, a panel for each batch size; below, the exponent.
+
+    Bands are one standard deviation over seeds; error bars the certified interval of η/η*_var, its
+    ends averaged over seeds.
+    """
     names, above, below = shown(rows), [], []
+    ends = [name for name in ("threshold_ratio_lower", "threshold_ratio_upper") if name in rows]
     rows = rows[rows["step"] > 0]
     for size, here in rows.groupby("batch_size"):
         title = "B = n (GD)" if size == n else f"B = {size}"
-        lines = spread_over(here, ["step"], names)
-        curves = [Series(QUANTITIES[k], lines["step"], lines[k], lines[f"{k}_std"]) for k in names]
+        lines = spread_over(here, ["step"], [*names, *ends])
+        certified = {"threshold_ratio": [lines[name] for name in ends]} if ends else {}
+        curves = [
+            Series(QUANTITIES[k], lines["step"], lines[k], lines[f"{k}_std"],
+                   interval=certified.get(k))
+            for k in names
+        ]  # fmt: skip
         above.append(Panel(title, curves, lines=edges_of(settings)))
         if "exponent" in here:
             lines = spread_over(here, ["step"], ["exponent"])

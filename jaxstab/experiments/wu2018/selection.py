@@ -1,27 +1,91 @@
-"""Which minima SGD selects: the a–s diagram by batch size (Wu, Ma, E 2018, Fig. 6)."""
+"""Which minima SGD selects: the a–s diagram by batch size (Wu, Ma, E 2018, Fig. 6).
 
+Beside the box of eq. 9, for some minima, the exact threshold of the mean square (Mulayoff &
+Michaeli, COLT 2024, Thm 5): η/η*_var, above 1 where the mean square of linearised SGD grows.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
 import pandas as pd
 
+import jaxstab as js
+from jaxstab.checks import check_at_least, check_positive
 from jaxstab.experiments import minima
 from jaxstab.experiments.claims import Claim, claim
-from jaxstab.experiments.grid import run_grid
+from jaxstab.experiments.grid import Grid, run_grid
 from jaxstab.experiments.minima import SLACK
 from jaxstab.experiments.protocol import Context, Experiment, Outcome
-from jaxstab.experiments.settings import TINY, GridSettings
+from jaxstab.experiments.settings import TINY, GridSettings, setting
 from jaxstab.experiments.statistics import mean_over, share, trend
 
 
-def run(settings: GridSettings, context: Context) -> Outcome:
+@dataclass(frozen=True)
+class Settings(GridSettings):
+    """A grid of SGD, and how many of its minima get an exact threshold."""
+
+    thresholds: int = setting(
+        1, "minima at each η and B < n, those of the first seeds, that get an exact threshold"
+    )
+    threshold_tol: float = setting(5e-2, "change at which an exact threshold has converged")
+    threshold_rank: int = setting(80, "dimension of its subspace at most")
+
+
+def run(settings: Settings, context: Context) -> Outcome:
     """Trains the grid, measures a and s of every minimum and places it in the region of eq. 9."""
+    check_at_least("thresholds", settings.thresholds, 0)
+    check_positive("threshold_tol", settings.threshold_tol)
+    check_at_least("threshold_rank", settings.threshold_rank, 1)
     grid = run_grid(settings, context)
+    rows = with_thresholds(settings, grid, context) if settings.thresholds else grid.rows
     title = f"Minima that SGD selects: {settings.model} on {settings.dataset}, n = {grid.n}"
     return Outcome(
-        rows=grid.rows,
-        tables=[minima.table(grid.rows, n=grid.n)],
-        notes=minima.conclusion(grid.rows),
+        rows=rows,
+        tables=[minima.table(rows, n=grid.n)],
+        notes=minima.conclusion(rows),
         claims=claims(grid.minima, grid.n),
-        figures=minima.diagrams(grid.rows, n=grid.n, title=title),
+        figures=minima.diagrams(rows, n=grid.n, title=title),
     )
+
+
+def with_thresholds(settings: Settings, grid: Grid, context: Context) -> pd.DataFrame:
+    """The rows with η/η*_var and its interval, of Gauss–Newton H_i, for the minima that get one.
+
+    At B = n it is a / (2/η), which every row has.
+    """
+    noisy = grid.minima[grid.minima["batch_size"] < grid.n]
+    chosen = noisy.sort_values(["seed", "init_scale"]).groupby(["learning_rate", "batch_size"])
+    steps = {
+        "threshold-" + "-".join(f"{row[name]:g}" for name in POINT): partial(
+            threshold, settings, grid, row
+        )
+        for row in chosen.head(settings.thresholds).to_dict("records")
+    }
+    found = pd.DataFrame(context.remember_all(steps), columns=[*POINT, *RATIO])
+    return grid.rows.merge(found, on=list(POINT), how="left")
+
+
+POINT = ("learning_rate", "batch_size", "init_scale", "seed")
+RATIO = ("threshold_ratio", "threshold_ratio_lower", "threshold_ratio_upper")
+
+
+def threshold(settings: Settings, grid: Grid, row: dict[str, Any]) -> dict[str, Any]:
+    """η/η*_var at one minimum, and the ends of its certified interval."""
+    eta = row["learning_rate"]
+    found = js.mean_square_threshold(
+        grid.problem.loss,
+        grid.result.load_params(row),
+        grid.problem.train,
+        batch_sizes=[int(row["batch_size"])],
+        key=jax.random.key(0),
+        tol=settings.threshold_tol,
+        max_rank=settings.threshold_rank,
+    )
+    ends = found.value[0], found.interval.upper[0], found.interval.lower[0]
+    ratios = [eta / float(end) for end in ends]
+    return {name: row[name] for name in POINT} | dict(zip(RATIO, ratios, strict=True))
 
 
 def claims(found: pd.DataFrame, n: int) -> list[Claim]:
@@ -76,15 +140,18 @@ def falls_with_batch_size(found: pd.DataFrame, name: str, word: str) -> Claim:
 
 
 PRESETS = {
-    "quick": GridSettings(learning_rates=(2.0,), init_scales=(0.5, 1.0, 1.4)),
-    "paper": GridSettings(
+    "quick": Settings(learning_rates=(2.0,), init_scales=(0.5, 1.0, 1.4)),
+    "paper": Settings(
         dataset="fashion_mnist",
         model="fnn",
         learning_rates=(0.5,),
         init_scales=(0.5, 1.0, 1.5),
         max_steps=400_000,
+        thresholds=15,
+        threshold_tol=1e-2,
+        threshold_rank=400,
     ),
-    "tiny": GridSettings(**TINY, learning_rates=(1.0,), batch_sizes=(10, "n"), seeds=1),
+    "tiny": Settings(**TINY, learning_rates=(1.0,), batch_sizes=(10, "n"), seeds=1, thresholds=0),
 }
 
 # `jaxstab sweep`: the same for any grid; not in the registry, as it is no experiment of a paper.
@@ -93,5 +160,5 @@ SWEEP = Experiment(
     source="any grid",
     summary="train a grid of learning rates and batch sizes and place its minima in eq. 9",
     run=run,
-    presets={"quick": GridSettings()},
+    presets={"quick": Settings(thresholds=0)},
 )
