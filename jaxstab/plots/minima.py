@@ -140,7 +140,8 @@ def _draw_thresholds(
 ) -> None:
     """η/η*_var of every run that has one, with its certified interval, grouped by batch size."""
     axes.axhline(1.0, ls="--", color="#444444")
-    axes.annotate("mean square grows above", (0.01, 1.0), xycoords=("axes fraction", "data"))
+    above: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    axes.annotate("mean square grows above", (0.99, 1.0), **above)
     known = np.isfinite(exact[0])
     sizes = sorted(set(batches[known].tolist()))
     for group, size in enumerate(sizes):
