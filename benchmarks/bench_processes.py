@@ -19,25 +19,22 @@ ROOT = Path(__file__).parents[1]
 def workers(devices: list[int], runs: int, steps: int) -> Iterator[list[subprocess.Popen]]:
     """Processes with so many devices each, compiled and waiting."""
     command = [sys.executable, "-m", "benchmarks.sweep_worker"]
-    started = [
-        subprocess.Popen(
-            [*command, str(count), str(runs), str(steps)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for count in devices
-    ]
-    try:
+    with contextlib.ExitStack() as stack:  # closes their pipes, at which they end, and waits
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*command, str(count), str(runs), str(steps)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=ROOT,
+                )
+            )
+            for count in devices
+        ]
         for worker in started:
             ask([worker], "memory")
         yield started
-    finally:
-        for worker in started:
-            assert worker.stdin
-            worker.stdin.close()
-            worker.wait()
 
 
 def ask(those: list[subprocess.Popen], folder: str) -> None:
