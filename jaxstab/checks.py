@@ -30,10 +30,10 @@ def check_at_least(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
-def check_batch_size(batch_size: Any, n: int) -> int:
-    """Returns a batch size in 1..n."""
+def check_batch_size(batch_size: Any, n: int, *, replacement: bool = False) -> int:
+    """Returns a batch size of at least 1, and at most n unless examples may come twice."""
     check_at_least("batch_size", batch_size, 1)
-    if batch_size > n:
+    if batch_size > n and not replacement:
         raise ValueError(
             f"batch_size {batch_size} is above the number of examples {n}: "
             f"sampling is without replacement, so give at most {n} (which is gradient descent)"

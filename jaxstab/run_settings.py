@@ -23,13 +23,6 @@ def check_data(data: Any) -> int:
     return n
 
 
-def check_batch_size(batch_size: Any, n: int, *, replacement: bool = False) -> int:
-    """Returns a batch size; with replacement it may be above n."""
-    if replacement:
-        return checks.check_at_least("batch_size", batch_size, 1)
-    return checks.check_batch_size(batch_size, n)
-
-
 def check_optimizer(optimizer: Any, with_learning_rate: bool) -> None:
     """Raises unless this is an optax transformation or, with a learning rate, a factory of them."""
     if with_learning_rate and not callable(optimizer):

@@ -40,10 +40,9 @@ def batch_indices(
       >>> sorted(batch_indices(jax.random.key(0), n=4, batch_size=4).tolist())
       [0, 1, 2, 3]
     """
-    checks.check_at_least("batch_size", batch_size, 1)
+    checks.check_batch_size(batch_size, n, replacement=replacement)
     if replacement:
         return jax.random.randint(key, (batch_size,), 0, n)
-    checks.check_batch_size(batch_size, n)
     if batch_size == n:
         return jnp.arange(n, dtype=jnp.int32)
     if batch_size**2 <= 8 * n:

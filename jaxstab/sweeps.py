@@ -311,7 +311,7 @@ def grid(
         if checks.check_at_least("seed", value, 0) >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {value}")
     for value in batch_sizes:
-        training.check_batch_size(value, n, replacement=replacement)
+        checks.check_batch_size(value, n, replacement=replacement)
     return [
         Point(int(size), float(rate), float(scale), int(seed))
         for size, rate, scale, seed in itertools.product(

@@ -22,7 +22,6 @@ from jaxstab.convolutions import fast_in_loops
 from jaxstab.run_settings import (
     Settings,
     check_batch_norm,
-    check_batch_size,
     check_data,
     check_optimizer,
     check_settings,
@@ -193,7 +192,7 @@ def train(
     """
     checks.check_params(params)
     n = check_data(data)
-    batch_size = check_batch_size(batch_size, n, replacement=replacement)
+    batch_size = checks.check_batch_size(batch_size, n, replacement=replacement)
     check_optimizer(optimizer, learning_rate is not None)
     if chunk_size is not None:
         checks.check_at_least("chunk_size", chunk_size, 1)

@@ -143,11 +143,9 @@ def langevin_chains(
     if data is not None:
         n = checks.data_size(data)
         checks.check_finite("data", data)
-        if batch_size is not None and not replacement:
-            checks.check_batch_size(batch_size, n)
-            batch_size = None if batch_size == n else batch_size
-        elif batch_size is not None:
-            checks.check_at_least("batch_size", batch_size, 1)
+        if batch_size is not None:
+            checks.check_batch_size(batch_size, n, replacement=replacement)
+            batch_size = None if batch_size == n and not replacement else batch_size
     mesh = _mesh(count, devices)
     numbers = (
         jnp.asarray(learning_rate, float),

@@ -54,9 +54,9 @@ def variance_factor(n: int, batch_size: int, replacement: bool = False) -> float
       0.0
     """
     check_at_least("n", n, 1)
+    check_batch_size(batch_size, n, replacement=replacement)
     if replacement:
-        return 1 / check_at_least("batch_size", batch_size, 1)
-    check_batch_size(batch_size, n)
+        return 1 / batch_size
     return 0.0 if batch_size == n else (n - batch_size) / (batch_size * (n - 1))
 
 

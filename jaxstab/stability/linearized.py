@@ -205,9 +205,7 @@ def simulate(
       ValueError: for a batch size, step or run count, learning rate or start that cannot be.
     """
     check_positive("learning_rate", learning_rate)
-    (check_at_least if replacement else check_batch_size)(
-        *(("batch_size", batch_size, 1) if replacement else (batch_size, problem.n))
-    )
+    check_batch_size(batch_size, problem.n, replacement=replacement)
     check_at_least("steps", steps, 1)
     check_at_least("runs", runs, 1)
     x0 = jnp.asarray(x0, problem.hessians.dtype)

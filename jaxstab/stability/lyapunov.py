@@ -104,9 +104,7 @@ def lyapunov_exponent(
     check_finite("data", data)
     loss, params, data = check_problem(loss, params, data)
     split_at_outputs(loss, params, data)  # its checks, before any computation
-    check_at_least("batch_size", batch_size, 1)
-    if not replacement:
-        check_batch_size(batch_size, data_size(data))
+    check_batch_size(batch_size, data_size(data), replacement=replacement)
     sizes = {"batch_size": batch_size, "looks": steps // every, "every": every}
     logs = _run(
         loss,

@@ -98,7 +98,7 @@ def growth_rates(
     check_at_least("chains", chains, 1)
     check_at_least("populations", populations, 2)
     check_at_least("steps", steps, 4)
-    _check_batch(batch_size, n, replacement)
+    check_batch_size(batch_size, n, replacement=replacement)
     logs = _population(
         factors,
         etas,
@@ -136,12 +136,6 @@ def _check_factors(factors: Any) -> tuple[jax.Array, int]:
     if factors.ndim != 3 or 0 in factors.shape:
         raise ValueError(f"factors must have shape (n, k, r), got {factors.shape}")
     return factors, len(factors)
-
-
-def _check_batch(batch_size: int, n: int, replacement: bool) -> None:
-    check_at_least("batch_size", batch_size, 1)
-    if not replacement:
-        check_batch_size(batch_size, n)
 
 
 def _step(factors: jax.Array, x: jax.Array, eta: jax.Array, batch: jax.Array) -> jax.Array:
@@ -253,7 +247,7 @@ def run_beside(
       ValueError: for numbers out of range or shapes that do not fit.
     """
     factors, n = _check_factors(factors)
-    _check_batch(batch_size, n, False)
+    check_batch_size(batch_size, n)
     loss, params, data = check_problem(loss, params, data)
     check_finite("start", start)
     start = jnp.asarray(start, factors.dtype)
