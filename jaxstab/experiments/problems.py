@@ -1,6 +1,6 @@
 """A named model on a named data set: what experiments, `sweep` and `measure` train and measure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import jax
 from jaxstab import data, losses, models
 from jaxstab.checks import check_name
 from jaxstab.experiments.settings import DataSettings
+from jaxstab.snapshots import Snapshot, snapshots
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,27 @@ def load_problem(
     network = models.by_name(model, loaded.classes)
     state = models.initial_state(network, loaded.train[0][0])
     return Problem(loaded, losses.ModelLoss(network, one_loss, state))
+
+
+def along_run(
+    problem: Problem, settings: Any, batch_size: int, seed: int, *, optimizer: Any
+) -> Iterator[Snapshot]:
+    """Points along the run of a seed, by `learning_rate`, `max_steps`, `points` of the settings.
+
+    `optimizer` is a function of the learning rate, one object for all runs: another one compiles.
+    """
+    start, key = jax.random.split(jax.random.key(seed))
+    return snapshots(
+        problem.loss,
+        problem.init(start, 1.0),
+        problem.train,
+        key=key,
+        max_steps=settings.max_steps,
+        points=settings.points,
+        optimizer=optimizer,
+        learning_rate=settings.learning_rate,
+        batch_size=batch_size,
+    )
 
 
 def check_like(params: Any, like: Any, folder: Path) -> Any:

@@ -64,6 +64,17 @@ def describe(settings: Any) -> str:
 TINY: dict[str, Any] = {"n_train": 40, "max_steps": 3000, "loss_tolerance": 0.01}
 
 
+# What `paper` presets of ResNet-56 on all of CIFAR-10 share.
+RESNET56_ON_CIFAR10: dict[str, Any] = {
+    "dataset": "cifar10",
+    "model": "resnet56",
+    "n_train": 50_000,
+    "padding": 4,
+    "flip": True,
+    "chunk_size": 500,
+}
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """A model on a data set, for experiments that choose the loss themselves."""

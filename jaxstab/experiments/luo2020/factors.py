@@ -17,7 +17,7 @@ from jaxstab.experiments import problems, published, tables
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.problems import Problem
 from jaxstab.experiments.protocol import Context, Outcome
-from jaxstab.experiments.settings import ProblemSettings, seed_range, setting
+from jaxstab.experiments.settings import RESNET56_ON_CIFAR10, ProblemSettings, seed_range, setting
 from jaxstab.experiments.statistics import mean_over, spread_over, trend
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.operators import noise_alignment
@@ -260,15 +260,10 @@ def draw(curves: pd.DataFrame, pairs: pd.DataFrame, ends: pd.DataFrame) -> Any:
 PRESETS = {
     "quick": Settings(),
     "paper": Settings(
-        dataset="cifar10",
-        model="resnet56",
-        n_train=50_000,
+        **RESNET56_ON_CIFAR10,
         batch_sizes=(100, 200, 500),
         epochs=125,
         drops=(60, 100),
-        padding=4,
-        flip=True,
-        chunk_size=500,
     ),
     "tiny": Settings(
         n_train=40, batch_sizes=(10,), learning_rates=(0.08, 0.2), epochs=2, drops=(1,), seeds=2,

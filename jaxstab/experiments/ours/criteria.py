@@ -11,8 +11,8 @@ things can be asked of what follows, and a criterion may be right about one and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from functools import cached_property, partial
+from itertools import chain, product
 from typing import Any
 
 import jax
@@ -68,13 +68,24 @@ class Settings(MeasureSettings, StopSettings, ProblemSettings):
     threshold_tol: float = setting(1e-2, "change at which the exact threshold has converged")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """A minimum to start from."""
 
     name: str
     kind: str
+    problem: Problem
     params: Any
+
+    @property
+    def given(self) -> tuple[Any, Any, Any]:
+        """Loss, parameters and training set."""
+        return self.problem.loss, self.params, self.problem.train
+
+    @cached_property
+    def factors(self) -> jax.Array:
+        """F in the span of its rows; found once for all batch sizes."""
+        return output_runs.reduced_factors(output_factors(*self.given))
 
 
 def run(settings: Settings, context: Context) -> Outcome:
@@ -84,20 +95,20 @@ def run(settings: Settings, context: Context) -> Outcome:
         raise ValueError(f"criteria are about the squared loss, got loss {settings.loss!r}")
     sizes = numbers_for(settings.batch_sizes, problem.n)
     starts = find_starts(settings, problem, context)
-    total = len(starts) * (1 + len(sizes))
-    told = []
-    for i, start in enumerate(starts):
-        context.progress(i, total, f"predictions at {start.name}")
-        step = partial(predict, settings, problem, start, sizes)
-        told += context.remember(f"predict-{start.name}", step)
+    steps = {f"predict-{start.name}": partial(predict, settings, start, sizes) for start in starts}
+    told = list(chain.from_iterable(context.remember_all(steps)))
     files.write_json(context.out / "predictions.json", told)  # before any of the runs
-    seen = []
-    for i, (start, size) in enumerate(product(starts, sizes)):
-        context.progress(len(starts) + i, total, f"B = {size} from {start.name}")
-        own = [row for row in told if (row["start"], row["batch_size"]) == (start.name, size)]
-        step = partial(observe, settings, problem, start, own)
-        seen += context.remember(f"run-{start.name}-B{size}", step)
-    context.progress(total, total, "done")
+    own = {
+        (start, size): [
+            row for row in told if (row["start"], row["batch_size"]) == (start.name, size)
+        ]
+        for start, size in product(starts, sizes)
+    }
+    steps = {
+        f"run-{start.name}-B{size}": partial(observe, settings, start, rows)
+        for (start, size), rows in own.items()
+    }
+    seen = list(chain.from_iterable(context.remember_all(steps)))
     factor = settings.escape_factor
     rows = judgement.judge(pd.DataFrame(told), pd.DataFrame(seen), escape_factor=factor)
     return Outcome(
@@ -130,7 +141,7 @@ def find_starts(settings: Settings, problem: Problem, context: Context) -> list[
         for record in result.records:
             if record["status"] == "converged":
                 name = f"{kind}-{record['seed']}"
-                found.append(Start(name, kind, result.load_params(record)))
+                found.append(Start(name, kind, problem, result.load_params(record)))
     if not found:
         raise ValueError(
             "no run reached the loss tolerance, so there is no minimum to start from: give a "
@@ -139,21 +150,18 @@ def find_starts(settings: Settings, problem: Problem, context: Context) -> list[
     return found
 
 
-def predict(
-    settings: Settings, problem: Problem, start: Start, sizes: Sequence[int]
-) -> list[dict[str, Any]]:
+def predict(settings: Settings, start: Start, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """What each criterion says at each batch size and learning rate; nothing is run yet.
 
     A criterion that is a threshold on η has an interval (`_lower`, `_upper`); the exponent has a
     value with an interval at the learning rate in question.
     """
-    given, n = (problem.loss, start.params, problem.train), problem.n
+    given, n = start.given, start.problem.n
     keys = jax.random.split(jax.random.key(0), 3)
     box = js.measure(*given, key=keys[0], **settings.measuring)
     exact = js.mean_square_threshold(
         *given, batch_sizes=sizes, key=keys[1], tol=settings.threshold_tol
     )
-    factors = output_runs.reduced_factors(output_factors(*given))
     a, s = box.sharpness, box.nonuniformity
     spent: dict[str, Any] = {"edge": a.matvecs, "eq9": a.matvecs + s.matvecs, "sharpest": a.matvecs}
     spent |= {"eq8": exact.bound_products, "mean_square": exact.products}
@@ -172,7 +180,7 @@ def predict(
             ends[name] = value * (1 - SLACK), value * (1 + SLACK)
         etas = [float(multiple * exact.value[i]) for multiple in sorted(settings.multiples)]
         typical = output_runs.growth_rates(
-            factors, learning_rates=etas, batch_size=size, chains=1, populations=16,
+            start.factors, learning_rates=etas, batch_size=size, chains=1, populations=16,
             steps=2 * settings.rate_steps, key=keys[2],
         )  # fmt: skip
         spent["almost_sure"] = 16 * 2 * settings.rate_steps * size // n * len(etas)
@@ -193,23 +201,21 @@ def predict(
 
 
 def observe(
-    settings: Settings, problem: Problem, start: Start, told: Sequence[dict[str, Any]]
+    settings: Settings, start: Start, told: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Runs from one start at one batch size: mean square, linearised SGD, and the network."""
     size, etas = told[0]["batch_size"], [row["learning_rate"] for row in told]
-    n, (x, y) = problem.n, problem.train
+    n, (x, y) = start.problem.n, start.problem.train
     seeds = 1 if size == n else settings.seeds
-    given = problem.loss, start.params, problem.train
-    factors = output_runs.reduced_factors(output_factors(*given))
     square = output_runs.growth_rates(
-        factors, learning_rates=etas, batch_size=size, key=jax.random.key(1),
+        start.factors, learning_rates=etas, batch_size=size, key=jax.random.key(1),
         chains=2 if size == n else max(settings.chains // size, 2),
         populations=settings.populations, steps=settings.rate_steps,
     )  # fmt: skip
-    residual = (problem.loss.predict(start.params, x) - y) * np.sqrt(2 / y.shape[-1])
+    residual = (start.problem.loss.predict(start.params, x) - y) * np.sqrt(2 / y.shape[-1])
     keys = jax.vmap(jax.random.key)(np.arange(seeds) + 100)
     both = output_runs.run_beside(
-        *given, factors, residual, learning_rates=etas, batch_size=size, keys=keys,
+        *start.given, start.factors, residual, learning_rates=etas, batch_size=size, keys=keys,
         steps=settings.steps, every=settings.every,
     )  # fmt: skip
     steps, rows = np.asarray(both.steps), []
@@ -218,8 +224,8 @@ def observe(
         loss, linear = (np.asarray(path[j, seed], float) for path in (both.loss, both.linear))
         flat = 1.0
         if np.isfinite(loss[-1]):
-            key = jax.random.key(2)
-            found = js.sharpness(problem.loss, end, problem.train, key=key, **settings.measuring)
+            key, (of, _, data) = jax.random.key(2), start.given
+            found = js.sharpness(of, end, data, key=key, **settings.measuring)
             flat = 1 - float(found.value) / told[j]["sharpness"]
         row = {"start": start.name, "batch_size": size, "learning_rate": eta, "seed": seed}
         row |= {"rate": float(square.value[j]), "rate_sign": int(square.sign[j])}

@@ -10,7 +10,7 @@ Gauss–Newton H_i say what the batch noise would do to the linearised outputs.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain, product
 from typing import Any
 
@@ -38,7 +38,7 @@ from jaxstab.experiments.statistics import mean_over, spread_over
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.operators import output_factors
 from jaxstab.plots import Line, Panel, Series
-from jaxstab.snapshots import snapshots, spaced_blocks
+from jaxstab.snapshots import spaced_blocks
 from jaxstab.stability import edges, output_runs
 from jaxstab.stability.batch_sharpness import batch_sharpness
 
@@ -97,26 +97,17 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def follow(settings: Settings, problem: Problem, size: int, seed: int) -> list[dict[str, Any]]:
     """One run: a row for every measured point; it ends early where the loss diverges."""
-    eta = settings.learning_rate
-    key, run_key = jax.random.split(jax.random.key(seed))
-    points = snapshots(
-        problem.loss,
-        problem.init(key, 1.0),
-        problem.train,
-        key=run_key,
-        max_steps=settings.max_steps,
-        points=settings.points,
-        optimizer=partial(js.transforms.sgd, momentum=settings.momentum)
-        if settings.momentum
-        else js.transforms.sgd,
-        learning_rate=eta,
-        batch_size=size,
-    )
-    rows = []
-    for step, params in points:
+    rows, optimizer = [], sgd(settings.momentum)
+    for step, params in problems.along_run(problem, settings, size, seed, optimizer=optimizer):
         row = {"batch_size": size, "seed": seed, "step": step, "n": problem.n}
         rows.append(row | measure_point(settings, problem, params, size))
     return rows
+
+
+@cache
+def sgd(momentum: float) -> Any:
+    """SGD as a function of its learning rate, one object for all runs."""
+    return partial(js.transforms.sgd, momentum=momentum)
 
 
 def measure_point(settings: Settings, problem: Problem, params: Any, size: int) -> dict[str, Any]:

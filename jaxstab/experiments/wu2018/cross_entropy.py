@@ -27,7 +27,7 @@ from jaxstab.experiments.settings import (
 from jaxstab.experiments.statistics import exponents, mean_over, share, spread_over
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.measurement import measure
-from jaxstab.snapshots import snapshots, spaced_blocks
+from jaxstab.snapshots import spaced_blocks
 from jaxstab.stability import verdict
 
 LOSSES = ("cross_entropy", "squared")
@@ -83,19 +83,8 @@ def _follow(
 
     a and s with intervals, the verdict that jaxstab gives, and the curvature in the outputs.
     """
-    key, run_key = jax.random.split(jax.random.key(seed))
     rate, (x, y) = settings.learning_rate, problem.train
-    points = snapshots(
-        problem.loss,
-        problem.init(key, 1.0),
-        problem.train,
-        key=run_key,
-        max_steps=settings.max_steps,
-        points=settings.points,
-        optimizer=optax.sgd,
-        learning_rate=rate,
-        batch_size=batch_size,
-    )
+    points = problems.along_run(problem, settings, batch_size, seed, optimizer=optax.sgd)
     head, rows = dict(zip(RUN, (kind, batch_size, seed))), []
     for step, params in points:
         given = problem.loss, params, problem.train

@@ -13,15 +13,23 @@ from typing import Any
 
 import optax
 import pandas as pd
+from matplotlib.figure import Figure
 
 from jaxstab import plots, transforms
 from jaxstab.experiments import problems, published
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.protocol import Context, Outcome
-from jaxstab.experiments.settings import setting
+from jaxstab.experiments.settings import RESNET56_ON_CIFAR10, setting
 from jaxstab.experiments.statistics import spread_over
 from jaxstab.experiments.tables import Column, Table
-from jaxstab.experiments.yuan.runs import MEASURED, TrainingSettings, Way, compare, difference
+from jaxstab.experiments.yuan.runs import (
+    MEASURED,
+    TrainingSettings,
+    Way,
+    compare,
+    difference,
+    scatter,
+)
 
 EXACT = "full_batch_regularised_exact"
 PENALISED = "full_batch_regularised"
@@ -164,40 +172,25 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
-def draw(rows: pd.DataFrame) -> Any:
+def draw(rows: pd.DataFrame) -> Figure:
     """Test accuracy against sharpness and non-uniformity of every run."""
-    panels = [
-        plots.Panel(
-            "",
-            [
-                plots.Series(name.replace("full_batch", "full batch").replace("_", " "),
-                             own[quantity], own["test_accuracy"])
-                for name, own in rows.groupby("training", sort=False)
-            ],
-            xlabel,
-            "test accuracy  [%]",
-            points=True,
-        )
-        for quantity, xlabel in (
-            ("sharpness", plots.SHARPNESS),
-            ("nonuniformity", plots.NONUNIFORMITY),
-        )
-    ]  # fmt: skip
-    return plots.panels(panels)
+    accuracy = "test_accuracy", "test accuracy  [%]"
+    return scatter(
+        rows,
+        [
+            ("sharpness", plots.SHARPNESS, *accuracy),
+            ("nonuniformity", plots.NONUNIFORMITY, *accuracy),
+        ],
+    )
 
 
 PRESETS = {
     "quick": Settings(batch_size=50, longer=5),
     "paper": Settings(
-        dataset="cifar10",
-        model="resnet56",
-        n_train=50_000,
+        **RESNET56_ON_CIFAR10,
         batch_size=125,
         epochs=300,
-        padding=4,
-        flip=True,
         pieces=400,
-        chunk_size=500,
         measured=10_000,
     ),
     "tiny": Settings(

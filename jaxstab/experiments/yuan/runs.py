@@ -1,14 +1,15 @@
 """Networks trained in several ways from the same starts: what `sam` and `full-batch` share."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import pandas as pd
+from matplotlib.figure import Figure
 
-from jaxstab import losses
+from jaxstab import losses, plots
 from jaxstab.checks import check_name
 from jaxstab.data import crop_and_flip
 from jaxstab.experiments.problems import Problem
@@ -143,6 +144,18 @@ def augmentation(padding: int, flip: bool, shuffle: bool) -> Any:
         return batch if crop is None else crop(crop_key, batch)
 
     return augment
+
+
+def scatter(rows: pd.DataFrame, quantities: Sequence[tuple[str, str, str, str]]) -> Figure:
+    """A panel for each (column, label, column, label): every run, in the colour of its way."""
+    panels = []
+    for across, xlabel, up, ylabel in quantities:
+        series = [
+            plots.Series(name.replace("_", " "), own[across], own[up])
+            for name, own in rows.groupby("training", sort=False)
+        ]
+        panels.append(plots.Panel("", series, xlabel, ylabel, points=True))
+    return plots.panels(panels)
 
 
 def difference(rows: pd.DataFrame, value: str, one: str, other: str) -> Estimate:

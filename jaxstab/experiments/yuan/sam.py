@@ -6,12 +6,13 @@ from typing import Any
 
 import optax
 import pandas as pd
+from matplotlib.figure import Figure
 
 from jaxstab import plots, transforms
 from jaxstab.experiments import problems, published
 from jaxstab.experiments.claims import Claim, claim
 from jaxstab.experiments.protocol import Context, Outcome
-from jaxstab.experiments.settings import setting
+from jaxstab.experiments.settings import RESNET56_ON_CIFAR10, setting
 from jaxstab.experiments.statistics import mean_over, spread_over
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.experiments.yuan.runs import (
@@ -21,6 +22,7 @@ from jaxstab.experiments.yuan.runs import (
     Way,
     compare,
     difference,
+    scatter,
 )
 from jaxstab.operators import directional_curvatures
 from jaxstab.stability import box, edges, exact
@@ -162,38 +164,31 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     return found
 
 
-def draw(rows: pd.DataFrame) -> Any:
+def draw(rows: pd.DataFrame) -> Figure:
     """Test error and non-uniformity against sharpness."""
-    panels = []
-    for quantity, ylabel in (
-        ("test_error", "test error  [%]"), ("nonuniformity", plots.NONUNIFORMITY)
-    ):  # fmt: skip
-        series = [
-            plots.Series(name, own["sharpness"], own[quantity])
-            for name, own in rows.groupby("training", sort=False)
-        ]
-        panels.append(plots.Panel("", series, plots.SHARPNESS, ylabel, points=True))
-    return plots.panels(panels)
+    sharpness = "sharpness", plots.SHARPNESS
+    return scatter(
+        rows,
+        [
+            (*sharpness, "test_error", "test error  [%]"),
+            (*sharpness, "nonuniformity", plots.NONUNIFORMITY),
+        ],
+    )
 
 
 PRESETS = {
     "quick": Settings(),
     "paper": Settings(
-        dataset="cifar10",
-        model="resnet56",
+        **RESNET56_ON_CIFAR10,
         loss="cross_entropy",
-        n_train=50_000,
         batch_size=256,
         learning_rate=0.1,
         momentum=0.9,
         weight_decay=5e-4,
         epochs=200,
-        padding=4,
-        flip=True,
         rho=0.05,
         adaptive_rho=0.5,
         parts=8,
-        chunk_size=500,
         measured=10_000,
     ),
     "tiny": Settings(n_train=40, batch_size=10, epochs=2, seeds=2, ways=("sgd", "sam"), **MEASURED),
