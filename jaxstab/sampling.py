@@ -1,4 +1,4 @@
-"""Batches: uniform without replacement, independent from step to step."""
+"""Random draws: batches without replacement, independent from step to step; resampling."""
 
 from typing import Any
 
@@ -53,6 +53,18 @@ def batch_indices(
 def take(data: Any, indices: jax.Array) -> Any:
     """Returns the examples of `data` at `indices` (all in range: nothing is clipped or filled)."""
     return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), data)
+
+
+def resample(choice: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns as many indices as weights, index i drawn in proportion to w_i ≥ 0 on average.
+
+    Systematic resampling (Douc, Cappé and Moulines, 2005): one uniform number in [0, 1), a comb of
+    equidistant points, so that i comes up ⌊m w_i / Σ w⌋ or ⌈m w_i / Σ w⌉ times.
+    """
+    count = len(weights)
+    ends = jnp.cumsum(weights)
+    comb = (jnp.arange(count) + choice) / count
+    return jnp.minimum(jnp.searchsorted(ends / ends[-1], comb), count - 1)
 
 
 def _redraw_duplicates(key: jax.Array, n: int, batch_size: int) -> jax.Array:

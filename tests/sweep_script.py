@@ -10,6 +10,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxstab import dispatch, processes, sweeps
@@ -34,6 +35,18 @@ class Told(list):
     def append(self, name):
         super().append(name)
         print("computed", name, flush=True)
+
+
+def same_records(ours, theirs):
+    """Equal up to float rounding: 1e-4 over some hundred float32 steps; counts exactly."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if isinstance(a[name], float):
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+            else:
+                assert a[name] == b[name], name
 
 
 def noting(computed, ended_runs):

@@ -93,6 +93,7 @@ def test_chunks_are_read_ahead_in_the_order_in_which_they_come(problem):
     assert source.reads == 4 + 4 + 3 + 4 + 4
 
 
+@pytest.mark.slow
 def test_certified_values_of_streamed_data(problem, x64):
     params, data = problem
     expected = js.measure(loss, params, data, key=jax.random.key(0))

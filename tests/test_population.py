@@ -58,6 +58,7 @@ def test_deviations_are_those_of_the_products(x64):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_interval_covers_as_often_as_it_says_small():
     """20 repetitions at 0.8: fewer than 10 by chance with probability 6e-4 were it no more."""
     count = covered(range(20), draw, (TRUE_A, TRUE_S), initial=64, max_examples=64, confidence=0.8)

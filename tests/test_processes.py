@@ -85,22 +85,10 @@ def written(out):
     return {path.parent.name: path.stat().st_mtime_ns for path in paths}
 
 
-def same_records(ours, theirs):
-    """Equal up to float rounding: 1e-4 over some hundred float32 steps; counts exactly."""
-    assert len(ours) == len(theirs) == RUNS
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            if isinstance(a[name], float):
-                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6, nan_ok=True), name
-            else:
-                assert a[name] == b[name], name
-
-
 def check_complete(out, tables, whole):
     """Every process has the whole table, no run was computed twice, nothing else is left."""
     for table in tables:
-        same_records(table, whole)
+        sweep_script.same_records(table, whole)
     assert len(written(out)) == RUNS
     assert not list(Path(out).glob("runs/.*")) and not list(Path(out).glob("leases/B*"))
     assert not Path(out, "damaged").exists()

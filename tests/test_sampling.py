@@ -90,3 +90,15 @@ def test_take_handles_pytrees():
 def test_impossible_batch_sizes_are_refused(batch_size):
     with pytest.raises(ValueError, match="batch_size"):
         batch_indices(jax.random.key(0), 5, batch_size)
+
+
+def test_resampling_takes_each_as_often_as_its_weight_says():
+    weights = jnp.asarray([0.5, 0.0, 2.25, 1.25, 0.0])
+    expected = 5 * weights / jnp.sum(weights)
+    counts = [
+        np.bincount(np.asarray(sampling.resample(choice, weights)), minlength=5)
+        for choice in jnp.linspace(0.001, 0.999, 500)
+    ]
+    assert (np.floor(expected) <= np.min(counts, 0)).all()
+    assert (np.max(counts, 0) <= np.ceil(expected)).all()
+    np.testing.assert_allclose(np.mean(counts, 0), expected, atol=0.01)

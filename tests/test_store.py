@@ -1,5 +1,6 @@
 """Finished runs on disk: whole or named, set aside and computed again, whoever wrote them."""
 
+import contextlib
 import errno
 import math
 import os
@@ -352,19 +353,23 @@ def test_a_full_disk_is_said_and_nothing_finished_is_lost(where, copy, monkeypat
     assert computed == [RUN, RUN] and not list((out / "leases").iterdir())
 
 
+@contextlib.contextmanager
 def mounted(tmp_path, options):
+    """A folder on a small disk of its own, until the test ends."""
     place = tmp_path / "mount"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no rights to mount")
-    return place
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_small_disk(copy, tmp_path):
     out, _ = copy
-    place = mounted(tmp_path, "size=512k")
-    try:
+    with mounted(tmp_path, "size=512k") as place:
         held = place / "sweep"
         shutil.copytree(out, held)
         shutil.rmtree(held / "runs" / RUN)
@@ -380,14 +385,11 @@ def test_a_small_disk(copy, tmp_path):
         assert after == before
         (place / "filler").unlink()
         assert len(sweep(held).records) == 3
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_read_only_folder(copy, tmp_path):
     out, computed = copy
-    place = mounted(tmp_path, "size=2m")
-    try:
+    with mounted(tmp_path, "size=2m") as place:
         held = place / "sweep"
         shutil.copytree(out, held)
         shutil.copytree(out, place / "open")
@@ -398,5 +400,3 @@ def test_a_read_only_folder(copy, tmp_path):
             with pytest.raises(OSError, match=r"cannot write .*: Read-only file system: give"):
                 sweep(place / folder)
         assert not computed
-    finally:
-        subprocess.run(["umount", str(place)], check=True)

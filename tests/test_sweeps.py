@@ -14,6 +14,7 @@ import pytest
 from jaxstab import dispatch, sweeps, training
 from jaxstab.eigen import EigenResult, Interval
 from jaxstab.measurement import Measurement
+from tests.sweep_script import same_records
 
 X = jax.random.normal(jax.random.key(0), (12, 3))
 DATA = X, X @ jnp.array([1.0, -1.0, 0.5])
@@ -35,18 +36,6 @@ def small(out=None, **changed):
     grid_data = arguments.pop("data", DATA)
     return sweeps.sweep(arguments.pop("loss", loss), arguments.pop("init", init), grid_data,
                         out=out, **arguments)  # fmt: skip
-
-
-def same_records(ours, theirs):
-    """Equal up to float rounding: 1e-4 over some hundred float32 steps; counts exactly."""
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            if isinstance(a[name], float):
-                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6, nan_ok=True), name
-            else:
-                assert a[name] == b[name], name
 
 
 @pytest.mark.parametrize("runs_per_device", [1, 3])

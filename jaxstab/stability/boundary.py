@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.checks import check_at_least, check_positive
-from jaxstab.sampling import batch_indices
+from jaxstab.sampling import batch_indices, resample
 from jaxstab.stability.criteria import box, variance_factor
 from jaxstab.stability.linearized import MomentMap, Quadratic, random_quadratic
 
@@ -137,11 +137,7 @@ def _walk(
         batch, choice = draws
         after = jax.vmap(move)(x, batch)
         growth = jnp.sum(after**2, 1)
-        # Systematic resampling: one uniform number, a comb of `runs` equidistant points.
-        comb = (jnp.arange(runs) + choice) / runs
-        share = jnp.cumsum(growth)
-        chosen = jnp.minimum(jnp.searchsorted(share / share[-1], comb), runs - 1)
-        after = after[chosen]
+        after = after[resample(choice, growth)]
         after = after / jnp.linalg.norm(after, axis=1, keepdims=True)
         return after, (jnp.mean(growth), jnp.var(growth) / runs)
 

@@ -27,7 +27,7 @@ from jaxstab.checks import check_at_least, check_batch_size, check_finite, check
 from jaxstab.operators.hessian import Loss, Params, check_problem
 from jaxstab.operators.outputs import OutputFactors
 from jaxstab.precision import at
-from jaxstab.sampling import batch_indices, take
+from jaxstab.sampling import batch_indices, resample, take
 
 _GATHER = 0.1  # share of the examples in a batch from which a product with all of F is faster
 _DROP = 1e-6
@@ -180,10 +180,8 @@ def _population(
         xs = jax.vmap(one)(xs, jax.random.split(draw, chains))
         growth = xs**2 @ h
         mean = jnp.mean(growth)
-        if chains > 1:  # systematic resampling
-            ends = jnp.cumsum(growth) / (chains * mean)
-            places = (jnp.arange(chains) + jax.random.uniform(choose)) / chains
-            chosen = jnp.minimum(jnp.searchsorted(ends, places), chains - 1)
+        if chains > 1:
+            chosen = resample(jax.random.uniform(choose), growth)
             xs, growth = xs[chosen], growth[chosen]
         tiny = jnp.finfo(xs.dtype).tiny
         return xs / jnp.sqrt(jnp.maximum(growth, tiny))[:, None], jnp.log(jnp.maximum(mean, tiny))

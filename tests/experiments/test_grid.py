@@ -45,7 +45,7 @@ def test_wrong_settings_before_any_work(tmp_path, change, message):
         grid.run_grid(dataclasses.replace(TINY, **change), Context(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["selection", "batch-size"])
+@pytest.mark.parametrize("name", ["batch-size", pytest.param("selection", marks=pytest.mark.slow)])
 def test_paper_preset_runs_on_prepared_data(tmp_path, name):
     testing.write_tfds("fashion_mnist", tmp_path / "data", n_train=20, n_test=10)
     paper = REGISTRY[name].settings("paper")

@@ -256,7 +256,13 @@ def problems() -> dict[str, Callable[[], Problem]]:
     return PROBLEMS
 
 
-LONG = ("resnet_frozen_batch_norm", "scanned_lstm", "transformer", "vgg")  # to compile
+LONG = (
+    "resnet_frozen_batch_norm",
+    "scanned_lstm",
+    "transformer",
+    "vgg",
+    "weight_norm",
+)  # to compile
 
 
 @pytest.fixture(
