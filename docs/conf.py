@@ -107,9 +107,14 @@ def _mathml(display):
     return visit
 
 
+def _site_links(app, name, source):
+    source[0] = generate.site_links(source[0])
+
+
 def setup(app):
     """Writes the generated pages before anything is read."""
     app.connect("autodoc-process-docstring", plain_docstrings, priority=400)
+    app.connect("source-read", _site_links)
     app.add_html_math_renderer(
         "mathml", inline_renderers=(_mathml(False), None), block_renderers=(_mathml(True), None)
     )

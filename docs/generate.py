@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import pathlib
+import re
 import shutil
 import types
 from collections.abc import Iterator
@@ -35,6 +36,14 @@ API = {
         "experiments.minima",
     ),
 }  # fmt: skip
+# Links as they hold in the repository, and what they are on the site.
+LINKS = (
+    (r"\]\(((?:\.\./)*)\.\./notebooks/", r"](\1notebooks/"),
+    (r"\]\(((?:\.\./)?experiments/[\w-]+)/\)", r"](\1.md)"),
+    (r"\]\(((?:\.\./)?(?:experiments|api))\.txt\)", r"](\1/index.md)"),
+    (r"\]\(((?:\.\./)?command-line)\.txt\)", r"](\1.md)"),
+    (r"\]\(((?:\.\./)*)\.\./CONTRIBUTING\.md\)", r"](\1contributing.md)"),
+)
 FILES = ("run.json", "claims.json", "tables.json")
 LONGEST = 60  # rows of a table that are shown
 
@@ -53,6 +62,13 @@ def write(docs: pathlib.Path) -> None:
         (docs / "experiments" / f"{name}.md").write_text(text)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(path, docs / "notebooks" / path.name)
+
+
+def site_links(text: str) -> str:
+    """A page whose links into the repository lead to pages of the site."""
+    for pattern, page in LINKS:
+        text = re.sub(pattern, page, text)
+    return text
 
 
 def _elsewhere(name: str) -> str:
@@ -169,15 +185,9 @@ def _experiments() -> Iterator[tuple[str, str]]:
     from jaxstab.experiments import REGISTRY
 
     have = saved()
-    by_paper: dict[str, list[str]] = {}
     for name, listing in REGISTRY.listings.items():
-        by_paper.setdefault(listing.source.split(",")[0] + _year(listing.source), []).append(name)
         yield name, _experiment(name, listing, have.get(name))
     yield "index", _overview(have, REGISTRY.listings)
-
-
-def _year(source: str) -> str:
-    return ""
 
 
 def _overview(have: dict[str, pathlib.Path], listings: Any) -> str:

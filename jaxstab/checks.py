@@ -72,7 +72,8 @@ def check_finite(name: str, tree: Any) -> None:
     for (path, _), bad in zip(found, _not_finite([leaf for _, leaf in found]), strict=True):
         if bad:
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} holds {bad} values that are NaN or infinite"
+                f"{name}{jax.tree_util.keystr(path)} holds {bad} values that are NaN or infinite: "
+                "replace them, or leave out what holds them"
             )
 
 
@@ -110,3 +111,36 @@ def check_params(params: Any) -> None:
                 "floating-point arrays; move counters and keys out of params"
             )
     check_finite("params", params)
+
+
+def check_loss(loss: Any, params: Any, data: Any) -> None:
+    """Raises unless `loss` gives one number for one example; nothing is computed.
+
+    An error in the loss itself gets a note that says with which shapes it was called.
+
+    Args:
+      loss: `loss(params, example)`, a callable pytree.
+      params: parameters.
+      data: examples, or their shapes and dtypes.
+    """
+    try:
+        value = jax.eval_shape(
+            lambda loss, params, data: jax.vmap(loss, (None, 0))(params, data), loss, params, data
+        )
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the loss cannot be batched over examples by jax.vmap: {error}"
+        ) from error
+    except Exception as error:
+        example = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], data)
+        error.add_note(
+            "jaxstab: this came from loss(params, example), called with one example, whose arrays "
+            f"have the shapes {example}: it has no batch axis"
+        )
+        raise
+    if getattr(value, "shape", (0, None))[1:] != ():
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), value)
+        raise ValueError(
+            f"loss(params, example) must return a scalar for one example, got {one}: write it "
+            "for one example (no batch axis); batching is done here"
+        )

@@ -37,6 +37,7 @@ def squared(outputs: Array, targets: Array) -> Array:
       >>> float(squared(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0])))
       0.5
     """
+    _check_shapes(outputs, targets)
     return jnp.mean(jnp.square(outputs - targets))
 
 
@@ -54,6 +55,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
       >>> round(float(cross_entropy(jnp.zeros(2), jnp.array([0.0, 1.0]))), 4)
       0.6931
     """
+    _check_shapes(logits, targets)
     return -jnp.sum(targets * jax.nn.log_softmax(logits))
 
 
@@ -73,6 +75,16 @@ def kl(logits: Array, targets: Array) -> Array:
     """
     entropy = -jnp.sum(jax.scipy.special.xlogy(targets, targets))
     return cross_entropy(logits, targets) - entropy
+
+
+def _check_shapes(outputs: Any, targets: Any) -> None:
+    """Raises where outputs and target would be broadcast: an integer label counts as no target."""
+    if jnp.shape(outputs) != jnp.shape(targets):
+        raise ValueError(
+            f"the model gives outputs of shape {jnp.shape(outputs)} and the target has shape "
+            f"{jnp.shape(targets)}: both must be (k,); labels are one-hot here, "
+            "jax.nn.one_hot(labels, k), as jaxstab.data gives them"
+        )
 
 
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {
@@ -155,11 +167,7 @@ class ModelLoss:
         """Returns the loss of one example (x, y): x without a batch axis, y of shape (k,)."""
         x, y = example
         outputs = self.predict(params, x[None])[0]
-        if outputs.shape != jnp.shape(y):
-            raise ValueError(
-                f"the model gives outputs of shape {outputs.shape} and the target has shape "
-                f"{jnp.shape(y)}: both must be (k,); one-hot labels come from jaxstab.data"
-            )
+        _check_shapes(outputs, y)
         return self.loss(outputs, y)
 
     def predict(self, params: Any, x: Array) -> Array:

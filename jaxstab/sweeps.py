@@ -142,6 +142,7 @@ def sweep(
     loss, init = as_pytree(loss), as_pytree(init)
     initial = _initialize(init, jax.random.key(points[0].seed), points[0].init_scale)
     checks.check_params(initial)
+    checks.check_loss(loss, initial, data)
     measuring = None if isinstance(measure, bool) else measure
     if measure is True:
         from jaxstab.measurement import measure as standard

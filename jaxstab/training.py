@@ -192,6 +192,7 @@ def train(
     """
     checks.check_params(params)
     n = check_data(data)
+    checks.check_loss(as_pytree(loss), params, data)
     batch_size = checks.check_batch_size(batch_size, n, replacement=replacement)
     check_optimizer(optimizer, learning_rate is not None)
     if chunk_size is not None:

@@ -82,3 +82,26 @@ def test_every_page_is_in_the_contents():
     text = "".join(path.read_text() for path in PAGES) + (DOCS / "experiments.txt").read_text()
     for path in DOCS.glob("how-to/*.md"):
         assert f"how-to/{path.stem}" in text
+
+
+ROOT = DOCS.parent
+REPOSITORY = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
+
+
+@pytest.mark.parametrize("page", REPOSITORY, ids=lambda path: path.stem)
+def test_links_lead_to_files_of_the_repository(page):
+    """And not only of the site, which has further pages: `generate.site_links` leads to these."""
+    for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)[^)]*\)", page.read_text()):
+        path = (page.parent / target).resolve()
+        assert path.exists() and path.is_relative_to(ROOT), target
+        made = path.relative_to(ROOT).as_posix()
+        assert not re.match(r"docs/(api/|notebooks/|experiments/[^/]*\.md)", made), target
+        assert made not in {f"docs/{name}.md" for name in GENERATED}, target
+
+
+def test_links_of_the_repository_lead_to_pages_of_the_site(generate):
+    given = "[a](../notebooks/x.ipynb) [b](experiments/sam/) [c](api.txt) [d](../CONTRIBUTING.md)"
+    there = "[a](notebooks/x.ipynb) [b](experiments/sam.md) [c](api/index.md) [d](contributing.md)"
+    assert generate.site_links(given) == there
+    deeper = generate.site_links("[a](../../notebooks/x.ipynb) [b](../experiments.txt)")
+    assert deeper == "[a](../notebooks/x.ipynb) [b](../experiments/index.md)"

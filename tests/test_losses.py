@@ -134,6 +134,13 @@ def test_wrong_shapes_of_targets_are_named(batch):
         losses.ModelLoss(model)(params, (batch[0][0], jnp.array(2)))
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_an_integer_label_is_no_target(name):
+    """It would be broadcast, and the number that comes out would mean nothing."""
+    with pytest.raises(ValueError, match=r"shape \(3,\).*shape \(\).*jax.nn.one_hot\(labels, k\)"):
+        losses.by_name(name)(jnp.zeros(3), 2)
+
+
 def test_functions_are_models():
     loss = losses.ModelLoss(lambda params, x: x @ params)
     params = jnp.arange(6.0).reshape(3, 2)

@@ -261,3 +261,39 @@ def test_minima_by_optimizer_stand_beside_their_edges():
     assert len(plane.collections) == 3 and len(ratios.collections) == 2
     labels = [label.get_text() for label in ratios.get_xticklabels()]
     assert labels == ["GD\na", "Adam\nλmax(D⁻¹H)"] and len(dashed(ratios)) == 1
+
+
+def panels(points, entries):
+    """Panels whose series bear the given names."""
+    x, std = np.arange(3.0), np.full(3, 0.1)
+    shown = [
+        plots.Panel(
+            "title",
+            [plots.Series(name, x, x + 1, std) for name in names],
+            "x  [1]",
+            "y  [1]",
+            lines=[plots.Line("theory", 1.0)],
+            points=points,
+        )
+        for names in entries
+    ]
+    return plots.panels(shown)
+
+
+def test_panels_with_the_same_entries_share_a_legend_below():
+    figure = panels(False, [["a", "b"], ["a", "b"]])
+    (shared,) = figure.legends
+    assert [text.get_text() for text in shared.get_texts()] == ["a", "b", "theory"]
+    assert not any(axes.get_legend() for axes in figure.axes)
+    own = panels(False, [["a"], ["b"]])
+    assert not own.legends and all(axes.get_legend() for axes in own.axes)
+
+
+def test_a_legend_hides_no_point():
+    figure = panels(True, [["a"], ["b"]])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        box = axes.get_legend().get_window_extent()
+        assert box.y1 <= axes.get_window_extent().y0  # below the axes
+        assert box.y1 <= axes.xaxis.label.get_window_extent().y0  # and below their name
+        assert box.y0 >= 0

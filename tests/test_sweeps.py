@@ -205,6 +205,7 @@ WRONG = {
     "integer parameters": ({"init": lambda key, scale: jnp.arange(3)}, TypeError, "int32"),
     "no factory": ({"optimizer": optax.sgd(0.1)}, TypeError, "optimizer"),
     "NaN in data": ({"data": (X, DATA[1].at[0].set(jnp.nan))}, ValueError, "data"),
+    "loss of several numbers": ({"loss": lambda params, x: x[0]}, ValueError, "a scalar"),
     "empty data": ({"data": (X[:0], DATA[1][:0])}, ValueError, "empty"),
 }
 

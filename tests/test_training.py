@@ -264,6 +264,17 @@ def test_wrong_data_and_parameters_are_refused(params, data, error, match):
         )  # fmt: skip
 
 
+def test_a_loss_of_several_numbers_is_refused_and_an_error_in_it_says_how_it_was_called():
+    common = {"optimizer": optax.sgd(0.1), "batch_size": 1, "max_steps": 1,
+              "key": jax.random.key(0)}  # fmt: skip
+    with pytest.raises(ValueError, match="must return a scalar for one example"):
+        train(lambda w, x: w * x, jnp.ones(()), jnp.ones((3, 2)), **common)
+    with pytest.raises(TypeError) as caught:  # written for a batch
+        train(lambda w, x: jnp.mean(x.T @ x @ w), jnp.ones(2), jnp.ones((3, 2)), **common)
+    notes = " ".join(caught.value.__notes__)
+    assert "called with one example, whose arrays have the shapes (2,)" in notes
+
+
 def test_examples_in_docstrings():
     found = doctest.testmod(training, extraglobs={"jax": jax, "jnp": jnp, "optax": optax})
     assert found.attempted > 0 and found.failed == 0

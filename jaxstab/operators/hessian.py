@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxstab.callables import as_pytree, register, static
-from jaxstab.checks import check_params, data_size
+from jaxstab.checks import check_loss, check_params, data_size
 from jaxstab.examples import layout_of, shapes_of, with_layout
 from jaxstab.operators.chunks import chunk_shape, map_over_chunks, scale_like, sum_over_chunks
 from jaxstab.operators.linearised import LinearisedChunks, fitting_chunk
@@ -158,24 +158,7 @@ def check_problem(loss: Loss, params: Params, data: Any) -> tuple[Any, Params, A
     data_size(data)
     params, data = jax.tree.map(jnp.asarray, (params, with_layout(data)))
     params = beside(data, params)
-    try:
-        value = jax.eval_shape(
-            lambda loss, params, data: jax.vmap(loss, (None, 0))(params, data),
-            loss,
-            params,
-            shapes_of(data),
-        )
-    except NotImplementedError as error:
-        raise ValueError(
-            f"the loss cannot be batched over examples by jax.vmap: {error}"
-        ) from error
-    shape = getattr(value, "shape", (0, None))
-    if shape[1:] != ():
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), value)
-        raise ValueError(
-            f"loss(params, example) must return a scalar for one example, got {one}: write it "
-            "for one example (no batch axis); batching is done here"
-        )
+    check_loss(loss, params, shapes_of(data))
     return loss, params, data
 
 

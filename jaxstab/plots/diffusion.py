@@ -28,18 +28,21 @@ def settling(panels: Mapping[str, Any], *, title: str = "") -> Figure:
                       2 * known["seen_error"], joined=False)  # fmt: skip
         xlabel = rows.attrs["xlabel"]
         draw_series(values, [seen], lines, first=2)
-        label_axes(values, xlabel, "excess loss E L − L*  [1]", title=name, log_x=True, log_y=True)
-        for key, color in FORMULAS.items():
-            if key != "exact":
-                errors.plot(rows["x"], rows[key] / rows["exact"] - 1, color=color, label=key)
+        label_axes(values, xlabel, "excess loss E L − L*  [1]", title=name, log_x=True, log_y=True,
+                   legend=False)  # fmt: skip
+        lines = [Line(key, rows[key] / rows["exact"] - 1, rows["x"], color)
+                 for key, color in FORMULAS.items()]  # fmt: skip
         off = Series("SGD", known["x"], known["seen"] / known["exact"] - 1,
                      2 * known["seen_error"] / known["exact"], joined=False)  # fmt: skip
-        draw_series(errors, [off], [Line("exact", 0.0)], first=2)
+        draw_series(errors, [off], lines, first=2)
         errors.set_yscale("symlog", linthresh=0.1)
-        label_axes(errors, xlabel, "relative to the exact one, less 1", title=name, log_x=True)
+        label_axes(errors, xlabel, "relative to the exact one, less 1  [1]", title=name, log_x=True,
+                   legend=False)  # fmt: skip
         if rows["x"].max() < 20 * rows["x"].min():  # labels of minor ticks would overlap
             for axes in (values, errors):
                 axes.set_xticks(rows["x"], [f"{x:g}" for x in rows["x"]])
                 axes.minorticks_off()
+    handles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]))
     figure.suptitle(title)
     return figure

@@ -121,7 +121,7 @@ def triangles(
         axes[1, i].remove()
         surface = figure.add_subplot(2, len(values), len(values) + i + 1, projection="3d")
         surface.plot_trisurf(mesh, np.asarray(z), cmap="viridis", vmin=low, vmax=high, lw=0)
-        surface.set(xlabel="position in", ylabel="the triangle  [1]", zlabel=quantity)
+        surface.set(xlabel="along w₁w₂  [side]", ylabel="to w₃  [side]", zlabel=quantity)
         surface.set_zlim(low, high if high > low else low + 1)
     figure.colorbar(drawn, ax=list(axes[0]), label=quantity, shrink=0.8)
     if title:
@@ -187,9 +187,11 @@ def curves(
     """
     figure, axes = new_figure(1, len(panels), width=5.0)
     for panel, (ylabel, series) in zip(axes[0], panels.items()):
-        for one, color in zip(series, COLORS):
+        for i, (one, color) in enumerate(zip(series, COLORS)):
             mean = np.asarray(one.mean)
-            panel.plot(one.x, mean, color=color, label=one.label)
+            every = (i, len(series))  # markers in turn tell curves apart that lie on each other
+            style = {"marker": MARKERS[i], "markevery": every, "markersize": 5}
+            panel.plot(one.x, mean, color=color, label=one.label, **style)
             if one.std is not None:
                 panel.fill_between(
                     one.x, mean - one.std, mean + one.std, color=color, alpha=0.2, lw=0

@@ -59,7 +59,8 @@ def selection(
     exact = None if threshold_ratio is None else np.array(threshold_ratio, float)
     if exact is not None and np.isnan(exact[0]).all():
         exact = None
-    figure, axes = new_figure(1, 2 if exact is None else 3)
+    panels = 2 if exact is None else 3
+    figure, axes = new_figure(1, panels, height=4.8)
     plane, margins = axes[0, :2]
     sizes, markers = sorted(boxes), dict(zip(sorted(set(scales.tolist())), MARKERS))
     colors = dict(zip(sizes, COLORS))
@@ -78,13 +79,14 @@ def selection(
             plane.axhline(boxes[size][1], ls="--", color=colors[size], label=label)
     for scale, marker in markers.items():
         plane.scatter([], [], color="#777777", marker=marker, label=f"init scale {scale:g}")
-    label_axes(plane, SHARPNESS, NONUNIFORMITY, legend=False)
+    label_axes(plane, SHARPNESS, NONUNIFORMITY, title="minima, with the box of eq. 9", legend=False)
     plane.set_xlim(left=0)
     plane.set_ylim(bottom=0)
     _draw_margins(margins, a, s, batches, scales, boxes, colors, markers, n)
     if exact is not None:
         _draw_thresholds(axes[0, 2], exact, batches, scales, colors, markers)
-    figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    handles = plane.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2 * panels)
     if title:
         figure.suptitle(title)
     return figure

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxstab.plots.common import COLORS, MARKERS, Line, Series, label_axes, new_figure, styled
@@ -22,7 +23,8 @@ class Panel:
       lines: dashed predictions.
       vertical: label to position of dotted vertical lines.
       log_y: logarithmic values.
-      points: draws the curves as markers without lines.
+      points: draws the curves as markers without lines, standard deviations as error bars, and the
+        legend below, where it hides none of them.
     """
 
     title: str
@@ -37,7 +39,7 @@ class Panel:
 
 @styled
 def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Figure:
-    """Draws panels in rows of at most three; panels of the same points share a legend below.
+    """Draws panels in rows of at most three; panels with the same entries share a legend below.
 
     Args:
       shown: the panels.
@@ -45,16 +47,17 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
       ylabel: the same.
     """
     columns = 2 if len(shown) == 4 else min(len(shown), 3)
-    labels = {tuple(curve.label for curve in panel.curves) for panel in shown}
-    shared = len(labels) == 1 and all(panel.points and not panel.lines for panel in shown)
     figure, grid = new_figure(-(-len(shown) // columns), columns, width=4.2, height=3.4)
     for axes, panel in zip(grid.flat, shown):
+        axes.locator_params(axis="x", nbins=6)  # long labels of more would overlap
         for i, curve in enumerate(panel.curves):
             color = COLORS[i % len(COLORS)] if curve.label else COLORS[0]
             mean = np.asarray(curve.mean)
             style = {"ls": "none", "marker": MARKERS[i % len(MARKERS)]} if panel.points else {}
             axes.plot(curve.x, mean, color=color, label=curve.label or None, **style)
-            if curve.std is not None:
+            if curve.std is not None and panel.points:
+                axes.errorbar(curve.x, mean, yerr=curve.std, fmt="none", color=color, capsize=3)
+            elif curve.std is not None:
                 low, high = mean - np.asarray(curve.std), mean + np.asarray(curve.std)
                 if panel.log_y:
                     low = np.maximum(low, mean / 10)  # a band that reaches 0 has no logarithm
@@ -74,11 +77,23 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
             panel.ylabel or ylabel,
             title=panel.title,
             log_y=panel.log_y,
-            legend=bool(axes.get_legend_handles_labels()[1]) and not shared,
+            legend=False,
         )
-    if shared:
-        handles = grid.flat[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=min(len(handles[1]), 4))
+    _draw_legends(figure, list(zip(grid.flat, shown)))
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     return figure
+
+
+def _draw_legends(figure: Figure, drawn: Sequence[tuple[Axes, Panel]]) -> None:
+    """One legend below if all panels have the same entries; else one in, or below, each panel."""
+    entries = [axes.get_legend_handles_labels() for axes, _ in drawn]
+    if len(drawn) > 1 and entries[0][1] and all(one[1] == entries[0][1] for one in entries):
+        figure.legend(*entries[0], loc="outside lower center", ncols=min(len(entries[0][1]), 4))
+        return
+    for (axes, panel), (_, labels) in zip(drawn, entries):
+        if labels and panel.points:
+            columns = 2 if len(labels) > 2 else 1
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
+        elif labels:
+            axes.legend()

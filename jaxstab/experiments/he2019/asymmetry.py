@@ -188,7 +188,7 @@ def draw(lines: dict[str, Any]) -> Any:
         )
         for kind, line in lines.items()
     ]
-    return plots.panels(panels, xlabel="distance l along u", ylabel="training loss")
+    return plots.panels(panels, xlabel="distance l along u  [1]", ylabel="training loss  [1]")
 
 
 PRESETS = {

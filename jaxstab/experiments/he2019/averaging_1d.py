@@ -176,7 +176,7 @@ def draw(samples: dict[str, Any], rows: pd.DataFrame) -> Any:
                 vertical={"bottom": 0.0, "mean": float(values.mean())},
             )
         )
-    return plots.panels(panels, xlabel="w", ylabel="density")
+    return plots.panels(panels, xlabel="w  [1]", ylabel="density  [1/w]")
 
 
 PRESETS = {

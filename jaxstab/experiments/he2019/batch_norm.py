@@ -171,7 +171,7 @@ def draw(lines: dict[Any, Any]) -> Any:
         )
         for (network, group), own in lines.items()
     ]
-    return plots.panels(panels, xlabel="distance l along u", ylabel="training loss")
+    return plots.panels(panels, xlabel="distance l along u  [1]", ylabel="training loss  [1]")
 
 
 PRESETS = {

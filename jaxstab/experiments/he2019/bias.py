@@ -154,8 +154,8 @@ def draw() -> Any:
             plots.Panel(
                 "p = 1, c = 3, r = 4, δ̄ = 1.5",
                 [plots.Series("gain", biases, gain)],
-                "bias l",
-                "E L(ŵ) − E L(ŵ + l u)",
+                "bias l  [1]",
+                "E L(ŵ) − E L(ŵ + l u)  [1]",
                 lines=[plots.Line("(c − 1) l p / 2", bound, biases)],
                 vertical={"δ̄ − ζ": 1.5, "r − δ̄": 2.5},
             )

@@ -141,7 +141,7 @@ def draw_rays(rays: list[Any]) -> Any:
         curves = np.concatenate([own[i].loss for own in rays])
         series.append(plots.Series(label, rays[0][i].positions, curves.mean(0), curves.std(0)))
     return plots.panels(
-        [plots.Panel("random rays", series)], xlabel="distance", ylabel="training loss"
+        [plots.Panel("random rays", series)], xlabel="distance  [1]", ylabel="training loss  [1]"
     )
 
 

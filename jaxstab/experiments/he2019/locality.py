@@ -133,7 +133,7 @@ def draw(lines: dict[float, Any]) -> Any:
         )
         for distance, (own, line) in lines.items()
     ]
-    return plots.panels(panels, xlabel="distance l along u", ylabel="training loss")
+    return plots.panels(panels, xlabel="distance l along u  [1]", ylabel="training loss  [1]")
 
 
 PRESETS = {

@@ -124,8 +124,14 @@ def draw(curves: dict[str, Any], shifts: np.ndarray, example: Any) -> Any:
     ]
     return plots.panels(
         [
-            plots.Panel("shift gap", ratios, "shift δ", "ξ_δ / ξ_0", lines=[plots.Line("1", 1.0)]),
-            plots.Panel("one U(0, 1) direction", losses, "distance l along u", "loss"),
+            plots.Panel(
+                "shift gap",
+                ratios,
+                "shift δ  [1]",
+                "ξ_δ / ξ_0  [1]",
+                lines=[plots.Line("no shift: 1", 1.0)],
+            ),
+            plots.Panel("one U(0, 1) direction", losses, "distance l along u  [1]", "loss  [1]"),
         ]
     )
 

@@ -150,10 +150,10 @@ def draw(lines: list[Any], names: tuple[str, str]) -> Any:
     accuracies = [series("train", "accuracy"), series("test", "test_accuracy")]
     return plots.panels(
         [
-            plots.Panel("loss", losses, ylabel="loss", log_y=True, vertical=marks),
-            plots.Panel("accuracy", accuracies, ylabel="accuracy", vertical=marks),
+            plots.Panel("loss", losses, ylabel="loss  [1]", log_y=True, vertical=marks),
+            plots.Panel("accuracy", accuracies, ylabel="accuracy  [1]", vertical=marks),
         ],
-        xlabel=f"t: {names[0]} + t ({names[1]} − {names[0]})",
+        xlabel=f"t: {names[0]} + t ({names[1]} − {names[0]})  [1]",
     )
 
 

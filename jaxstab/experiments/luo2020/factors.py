@@ -248,7 +248,7 @@ def draw(curves: pd.DataFrame, pairs: pd.DataFrame, ends: pd.DataFrame) -> Any:
     away = pairs.groupby("gap")["distance"].agg(["mean", "std"]).fillna(0)
     shown = Series("mean ± std", away.index, away["mean"], away["std"])
     panels.append(Panel("distance of curves", [shown], "|difference of log B/η|  [1]",
-                        "mean |difference of accuracy|  [1]"))  # fmt: skip
+                        "mean |difference of accuracy|  [1]", points=True))  # fmt: skip
     ratio = [Series(f"B = {size}", np.log10(own["ratio_b_eta"]), own["trace_ratio"])
              for size, own in ends.groupby("batch_size")]  # fmt: skip
     panels.append(Panel("at the end, every run", ratio, "log₁₀ B/η  [1/step size]",

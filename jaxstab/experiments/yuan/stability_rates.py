@@ -1,7 +1,7 @@
 """Growth and decay of errors around the minimum of a quadratic (lecture; Long, Bartlett 2024)."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -238,9 +238,11 @@ def draw(gd: pd.DataFrame, sgd: pd.DataFrame, square: pd.DataFrame) -> Any:
         Series(f"γλ = {2 * f:.2g}", steps, path) for f, path in top[["fraction", "path"]].values
     ]
     lines = [Line("", abs(rate) ** steps, steps) for rate in top["rate"]]
+    lines[0] = replace(lines[0], label="theory")
     curves = [Series(f"η/η*_var = {row.fraction:g}", steps, row.mean_, row.error)
               for row in sgd.rename(columns={"mean": "mean_"}).itertuples()]  # fmt: skip
     theory = [Line("", row, steps) for row in sgd["theory"]]
+    theory[0] = replace(theory[0], label="theory")
     s = np.linspace(0, 1, 101)
     bounds = [Line("right: (1 − γh)² + s² = 1", s, 1 + np.sqrt(1 - s**2)),
               Line("", s, 1 - np.sqrt(1 - s**2)),

@@ -4,6 +4,7 @@ Components are sampled and those of one batch depend on each other: per-layer nu
 components drawn, and intervals are over networks or over batches, which are independent.
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,12 +50,13 @@ def run(settings: Settings, context: Context) -> Outcome:
     rows, exact = (pd.DataFrame([x for f in found for x in f[key]]) for key in ("rows", "exact"))
     kernels = [leaf for leaf in found[0]["shown"] if "kernel" in leaf]
     panels = {leaf: found[0]["shown"][leaf] for leaf in kernels or list(found[0]["shown"])}
+    names = {leaf: "/".join(re.findall(r"\['([^']*)'\]", leaf)) or leaf for leaf in panels}
     title = f"Gradient noise late in training: {settings.model} on {settings.dataset}"
     return Outcome(
         rows=rows,
         tables=[table(rows)],
         claims=claims(rows, exact),
-        figures={"gradient-noise": plots.noise(panels, title=title)},
+        figures={"gradient-noise": plots.noise(panels, names=names, title=title)},
     )
 
 
