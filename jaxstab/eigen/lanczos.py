@@ -68,7 +68,7 @@ def lanczos(
       from k products with it, and the other end (for k > 1, both) allows for the norm of the
       difference, which up to 8 products of each kind bound. Usable inside jit, vmap and scan;
       compiled once for equal options, shapes and tree structures, with the arrays inside `matvec`
-      as operands if it is a registered pytree.
+      as operands if it is a registered pytree. Solvers of equal options are equal and hashable.
 
     Raises:
       ValueError, TypeError: at once for options out of range; when called, for integer vectors,
@@ -101,8 +101,17 @@ def lanczos(
         precision=check_precision(precision),
         machine=default_machine(),
     )
+    return _Lanczos(options)
 
-    def solve(
+
+@dataclasses.dataclass(frozen=True)
+class _Lanczos:
+    """A solver; equal to another one of equal options, so that it can be a static argument."""
+
+    options: Options
+
+    def __call__(
+        self,
         matvec: Callable[[Any], Any],
         like: Any,
         *,
@@ -110,16 +119,14 @@ def lanczos(
         v0: Any = None,
         reference: Callable[[Any], Any] | None = None,
     ) -> EigenResult:
-        sig = vectors.signature(like)
+        sig, k = vectors.signature(like), self.options.k
         if k > vectors.size(sig):
             raise ValueError(f"k = {k} eigenvalues of an operator of dimension {vectors.size(sig)}")
         if v0 is not None:
             vectors.check_same("v0", v0, vectors.structs(sig))
         if reference is not None:
             reference = as_pytree(reference)
-        return _solve(as_pytree(matvec), key, v0, reference, sig=sig, options=options)
-
-    return solve
+        return _solve(as_pytree(matvec), key, v0, reference, sig=sig, options=self.options)
 
 
 @functools.partial(jax.jit, static_argnames=("sig", "options"))

@@ -95,16 +95,22 @@ def power_iteration(
         certify=bool(certify),
         machine=default_machine(),
     )
+    return _PowerIteration(options)
 
-    def solve(
-        matvec: Callable[[Any], Any], like: Any, *, key: jax.Array, v0: Any = None
+
+@dataclass(frozen=True)
+class _PowerIteration:
+    """A solver; equal to another one of equal options, so that it can be a static argument."""
+
+    options: _Options
+
+    def __call__(
+        self, matvec: Callable[[Any], Any], like: Any, *, key: jax.Array, v0: Any = None
     ) -> EigenResult:
         sig = vectors.signature(like)
         if v0 is not None:
             vectors.check_same("v0", v0, vectors.structs(sig))
-        return _solve(as_pytree(matvec), key, v0, sig=sig, options=options)
-
-    return solve
+        return _solve(as_pytree(matvec), key, v0, sig=sig, options=self.options)
 
 
 @functools.partial(jax.jit, static_argnames=("sig", "options"))

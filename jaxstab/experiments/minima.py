@@ -12,7 +12,7 @@ from jaxstab import plots
 from jaxstab.experiments import tables
 from jaxstab.experiments.tables import Column, Table
 from jaxstab.measurement import QUANTITIES, Measurement
-from jaxstab.stability.criteria import box, verdict
+from jaxstab.stability.criteria import Verdict, box, verdict
 
 # A run that is stopped while it still oscillates at the edge, or while it leaves, can end this far
 # outside a bound, relative. Further out, a minimum is a reason to look for an error; closer to a
@@ -33,7 +33,8 @@ def place(
     For both q = sharpness and nonuniformity: `q_bound` is the bound of eq. 9 (infinite for s at
     B = n), `q_margin` = 1 − q / bound (positive inside, as a fraction of the bound), and `q_side`
     is "inside", "outside" or "undecided", told from the certified interval and not from the value.
-    `side` sums both up; it and `verdict` are empty for a run that ended at no minimum. `n` is kept.
+    `side` sums both up; it, `verdict` and what that `rests_on` are empty for a run that ended at no
+    minimum. `n` is kept.
 
     Args:
       records: one per run, as `jaxstab.sweep` returns them.
@@ -51,7 +52,7 @@ def _place(record: Mapping[str, Any], n: int, loss_kind: str, replacement: bool)
         margin = 1 - row[name] / bound  # NaN where the run diverged
         row |= {f"{name}_bound": bound, f"{name}_margin": margin}
         row |= {f"{name}_side": _side(row, name, bound)}
-    row |= {"side": "", "verdict": "", "reasons": ""}
+    row |= {"side": ""} | dict.fromkeys(TOLD, "")
     sides = {row[f"{name}_side"] for name in QUANTITIES}
     if row["status"] == CONVERGED and "" not in sides:
         found = verdict(
@@ -62,8 +63,20 @@ def _place(record: Mapping[str, Any], n: int, loss_kind: str, replacement: bool)
             loss_kind=loss_kind,
         )
         worst = next(side for side in ("outside", "undecided", "inside") if side in sides)
-        row |= {"side": worst, "verdict": found.status, "reasons": "; ".join(found.reasons)}
+        row |= {"side": worst} | told(found)
     return row
+
+
+TOLD = ("verdict", "rests_on", "reasons")
+
+
+def told(found: Verdict) -> dict[str, str]:
+    """The columns of a verdict: what it is, which statement it rests on, and why."""
+    rests_on = {"criterion": "eq. 9", "none": ""}.get(found.basis, found.basis)
+    if found.statement:  # on the exact threshold; a "theorem" without one is a > 2/η
+        certain = found.basis == "theorem"
+        rests_on = "exact threshold" if certain else "exact threshold, not certified"
+    return dict(zip(TOLD, (found.status, rests_on, "; ".join(found.reasons)), strict=True))
 
 
 def _side(row: Mapping[str, Any], name: str, bound: float) -> str:
@@ -127,7 +140,8 @@ def table(rows: pd.DataFrame, *, n: int) -> Table:
         columns.append(Column("threshold_ratio", "η/η*_var", "1", format=".3g", spread="interval"))
     no_bound = ~np.isfinite(rows["nonuniformity_bound"])
     rows = rows.assign(nonuniformity_margin=rows["nonuniformity_margin"].mask(no_bound))
-    return Table("minima", rows, [*columns, Column("verdict", status=True)])
+    columns += [Column("verdict", status=True), Column("rests_on")]
+    return Table("minima", rows, columns)
 
 
 def conclusion(rows: pd.DataFrame) -> list[str]:

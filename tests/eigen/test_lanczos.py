@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstab.eigen import lanczos
+from jaxstab.eigen import lanczos, power_iteration
 
 KEY = jax.random.key(0)
 
@@ -205,6 +205,13 @@ def test_warm_start_is_no_trap(diagonal, start):
     v0 = {"zero": v0, "nan": v0 * jnp.nan}.get(start, v0.at[1].set(1.0))
     check(lanczos()(diagonal(d), jnp.zeros(100), key=KEY, v0=v0), 20)
     check(lanczos(k=2)(diagonal(d), jnp.zeros(100), key=KEY, v0=v0), [20, 15])
+
+
+@pytest.mark.parametrize("factory", [lanczos, power_iteration])
+def test_solvers_of_equal_options_are_one_static_argument(factory):
+    solver = factory(tol=1e-2)
+    assert solver == factory(tol=0.01) and hash(solver) == hash(factory(tol=0.01))
+    assert solver != factory(tol=1e-3)
 
 
 def test_no_recompilation(spectrum):

@@ -11,6 +11,7 @@ import pytest
 from jaxstab.experiments import REGISTRY, minima, published
 from jaxstab.experiments.protocol import Context
 from jaxstab.experiments.wu2018 import batch_size, correlation, gd_sharpness, selection
+from jaxstab.stability import threshold as threshold_module
 
 N = 101
 SIZES = (4, 10, 25, N)
@@ -52,13 +53,23 @@ def test_selection(record, rising):
     assert set(none.values()) == {"inconclusive"}
 
 
+# η*_var and its interval by batch size, to be held against η = 0.5: unstable for certain, stable
+# short of the certified end, stable for certain.
+VALUES = {4: 0.25, 10: 0.8, 25: 0.8}
+ENDS = {4: (0.2, 0.4), 10: (0.4, 1.0), 25: (0.6, 1.0)}
+
+
 def test_first_seeds_get_a_threshold_and_a_third_panel(record, rising, tmp_path, monkeypatch):
     asked = []
 
     def threshold(loss, params, data, *, batch_sizes, key, tol, max_rank):
         asked.append((*batch_sizes, params))
-        ends = SimpleNamespace(lower=np.array([0.2]), upper=np.array([0.5]))
-        return SimpleNamespace(value=np.array([0.25]), interval=ends)
+        (size,) = batch_sizes
+        ends = threshold_module.Ends(*(np.array([end]) for end in ENDS[size]))
+        value, chain = np.array([VALUES[size]]), {name: np.ones(1) for name in "abcde"}
+        found = SimpleNamespace(value=value, interval=ends, bounds=chain, n=N, replacement=False)
+        found.converged, found.index = np.array([True]), lambda _: 0
+        return found
 
     monkeypatch.setattr(selection.js, "mean_square_threshold", threshold)
     lost = record(math.nan, math.nan, batch_size=10, seed=0, status="diverged")
@@ -74,15 +85,24 @@ def test_first_seeds_get_a_threshold_and_a_third_panel(record, rising, tmp_path,
     settings = selection.Settings(thresholds=2)
     found = selection.with_thresholds(settings, grid, Context(tmp_path))
     assert sorted(asked) == [(4, 0), (4, 1), (10, 1), (10, 2), (25, 0), (25, 1)]
-    pd.testing.assert_frame_equal(found[rows.columns], rows)
-    known = found[found["threshold_ratio"].notna()]
+    same = [name for name in rows if name not in minima.TOLD]
+    pd.testing.assert_frame_equal(found[same], rows[same])
+    known = found[found["threshold_ratio"].notna()].sort_values(["batch_size", "seed"])
     assert len(known) == 6 and (known["batch_size"] < N).all()
     ratios = known[["threshold_ratio", "threshold_ratio_lower", "threshold_ratio_upper"]]
-    np.testing.assert_allclose(ratios, [[2, 1, 2.5]] * 6)  # η = 0.5
-    assert minima.table(found, n=N).text().count("2 [1, 2.5]") == 6
+    expected = [[0.5 / x for x in (VALUES[size], *reversed(ENDS[size]))] for size in (4, 10, 25)]
+    np.testing.assert_allclose(ratios, np.repeat(expected, 2, axis=0))  # η = 0.5
+    text = " ".join(minima.table(found, n=N).text().split())
+    assert text.count("2 [1.25, 2.5] unstable exact threshold") == 2
+    assert text.count("] stable exact threshold, not certified") == 2
+    assert text.count("] stable exact threshold") == 4 and text.count("– stable eq. 9") == 5
+    assert selection.exact_conclusion(found) == [
+        "verdicts where the exact threshold is known: B 4 2 unstable (exact threshold); "
+        "B 10 2 stable (exact threshold, not certified); B 25 2 stable (exact threshold)"
+    ]
     panels = minima.diagrams(found, n=N)["selection"].axes
     bars = [bar.get_segments()[0][:, 1] for bar in panels[2].collections]
-    np.testing.assert_allclose(bars, [[1, 2.5]] * 6)
+    np.testing.assert_allclose(bars, np.repeat(np.array(expected)[:, 1:], 2, axis=0))
     assert len(minima.diagrams(rows, n=N)["selection"].axes) == 2
     selection.with_thresholds(settings, grid, Context(tmp_path))
     assert len(asked) == 6, "computed again"

@@ -1,7 +1,8 @@
 """Which minima SGD selects: the a–s diagram by batch size (Wu, Ma, E 2018, Fig. 6).
 
 Beside the box of eq. 9, for some minima, the exact threshold of the mean square (Mulayoff &
-Michaeli, COLT 2024, Thm 5): η/η*_var, above 1 where the mean square of linearised SGD grows.
+Michaeli, COLT 2024, Thm 5): η/η*_var, above 1 where the mean square of linearised SGD grows. Where
+it is known and decides, the verdict rests on it, else on eq. 9; the table says on which.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from jaxstab.experiments.minima import SLACK
 from jaxstab.experiments.protocol import Context, Experiment, Outcome
 from jaxstab.experiments.settings import TINY, GridSettings, setting
 from jaxstab.experiments.statistics import mean_over, share, trend
+from jaxstab.measurement import Measurement
+from jaxstab.stability.criteria import verdict
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     return Outcome(
         rows=rows,
         tables=[minima.table(rows, n=grid.n)],
-        notes=minima.conclusion(rows),
+        notes=[*minima.conclusion(rows), *exact_conclusion(rows)],
         claims=claims(grid.minima, grid.n),
         figures=minima.diagrams(rows, n=grid.n, title=title),
     )
@@ -53,7 +56,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 def with_thresholds(settings: Settings, grid: Grid, context: Context) -> pd.DataFrame:
     """The rows with η/η*_var and its interval, of Gauss–Newton H_i, for the minima that get one.
 
-    At B = n it is a / (2/η), which every row has.
+    Their verdicts take it into account. At B = n it is a / (2/η), which every row has.
     """
     noisy = grid.minima[grid.minima["batch_size"] < grid.n]
     chosen = noisy.sort_values(["seed", "init_scale"]).groupby(["learning_rate", "batch_size"])
@@ -63,8 +66,11 @@ def with_thresholds(settings: Settings, grid: Grid, context: Context) -> pd.Data
         )
         for row in chosen.head(settings.thresholds).to_dict("records")
     }
-    found = pd.DataFrame(context.remember_all(steps), columns=[*POINT, *RATIO])
-    return grid.rows.merge(found, on=list(POINT), how="left")
+    found = pd.DataFrame(context.remember_all(steps), columns=[*POINT, *RATIO, *minima.TOLD])
+    rows = grid.rows.merge(found, on=list(POINT), how="left", suffixes=("", "_exact"))
+    for name in minima.TOLD:
+        rows[name] = rows.pop(f"{name}_exact").fillna(rows[name])
+    return rows
 
 
 POINT = ("learning_rate", "batch_size", "init_scale", "seed")
@@ -72,7 +78,7 @@ RATIO = ("threshold_ratio", "threshold_ratio_lower", "threshold_ratio_upper")
 
 
 def threshold(settings: Settings, grid: Grid, row: dict[str, Any]) -> dict[str, Any]:
-    """η/η*_var at one minimum, and the ends of its certified interval."""
+    """η/η*_var at one minimum, the ends of its certified interval, and the verdict with it."""
     eta = row["learning_rate"]
     found = js.mean_square_threshold(
         grid.problem.loss,
@@ -85,7 +91,25 @@ def threshold(settings: Settings, grid: Grid, row: dict[str, Any]) -> dict[str, 
     )
     ends = found.value[0], found.interval.upper[0], found.interval.lower[0]
     ratios = [eta / float(end) for end in ends]
-    return {name: row[name] for name in POINT} | dict(zip(RATIO, ratios, strict=True))
+    judged = verdict(
+        Measurement.from_record(row, n=grid.n),
+        learning_rate=eta,
+        batch_size=int(row["batch_size"]),
+        loss_kind=settings.loss,
+        threshold=found,
+    )
+    point = {name: row[name] for name in POINT}
+    return point | dict(zip(RATIO, ratios, strict=True)) | minima.told(judged)
+
+
+def exact_conclusion(rows: pd.DataFrame) -> list[str]:
+    """What the verdicts say where the exact threshold is known, by batch size."""
+    if "threshold_ratio" not in rows:
+        return []
+    known = rows[rows["threshold_ratio"].notna()]
+    counts = known.groupby(["batch_size", "verdict", "rests_on"]).size()
+    each = [f"B {size} {count} {word} ({on})" for (size, word, on), count in counts.items()]
+    return [f"verdicts where the exact threshold is known: {'; '.join(each)}"] if each else []
 
 
 def claims(found: pd.DataFrame, n: int) -> list[Claim]:
