@@ -289,8 +289,9 @@ def test_panels_with_the_same_entries_share_a_legend_below():
     assert not own.legends and all(axes.get_legend() for axes in own.axes)
 
 
-def test_a_legend_hides_no_point():
-    figure = panels(True, [["a"], ["b"]])
+@pytest.mark.parametrize("points", [True, False])
+def test_a_legend_hides_nothing(points):
+    figure = panels(points, [["a"], ["b"]])
     figure.draw_without_rendering()
     for axes in figure.axes:
         box = axes.get_legend().get_window_extent()

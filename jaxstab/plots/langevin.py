@@ -121,7 +121,7 @@ def triangles(
         axes[1, i].remove()
         surface = figure.add_subplot(2, len(values), len(values) + i + 1, projection="3d")
         surface.plot_trisurf(mesh, np.asarray(z), cmap="viridis", vmin=low, vmax=high, lw=0)
-        surface.set(xlabel="along w₁w₂  [side]", ylabel="to w₃  [side]", zlabel=quantity)
+        surface.set(xlabel="x  [side]", ylabel="y  [side]", zlabel=quantity)
         surface.set_zlim(low, high if high > low else low + 1)
     figure.colorbar(drawn, ax=list(axes[0]), label=quantity, shrink=0.8)
     if title:

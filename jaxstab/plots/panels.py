@@ -23,8 +23,7 @@ class Panel:
       lines: dashed predictions.
       vertical: label to position of dotted vertical lines.
       log_y: logarithmic values.
-      points: draws the curves as markers without lines, standard deviations as error bars, and the
-        legend below, where it hides none of them.
+      points: draws the curves as markers without lines, and standard deviations as error bars.
     """
 
     title: str
@@ -39,7 +38,7 @@ class Panel:
 
 @styled
 def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Figure:
-    """Draws panels in rows of at most three; panels with the same entries share a legend below.
+    """Draws panels in rows of at most three, legends below; one for panels with the same entries.
 
     Args:
       shown: the panels.
@@ -86,14 +85,16 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
 
 
 def _draw_legends(figure: Figure, drawn: Sequence[tuple[Axes, Panel]]) -> None:
-    """One legend below if all panels have the same entries; else one in, or below, each panel."""
+    """One legend below if all panels have the same entries; else one below each panel."""
     entries = [axes.get_legend_handles_labels() for axes, _ in drawn]
     if len(drawn) > 1 and entries[0][1] and all(one[1] == entries[0][1] for one in entries):
         figure.legend(*entries[0], loc="outside lower center", ncols=min(len(entries[0][1]), 4))
         return
-    for (axes, panel), (_, labels) in zip(drawn, entries):
-        if labels and panel.points:
-            columns = 2 if len(labels) > 2 else 1
+    lines = 0
+    for (axes, _), (_, labels) in zip(drawn, entries):
+        columns = 3 if max(map(len, labels), default=0) < 12 else 2
+        lines = max(lines, -(-len(labels) // columns))
+        if labels:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
-        elif labels:
-            axes.legend()
+    rows = axes.get_gridspec().nrows
+    figure.set_figheight(figure.get_figheight() + 0.25 * lines * rows)

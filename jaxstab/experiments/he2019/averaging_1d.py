@@ -118,7 +118,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
             continue
         name = f"{row['case'].replace(', ', '-')}-{row['learning_rate']:g}"
         mean = Estimate(row["mean"], row["mean_lower"], row["mean_upper"], f"1 − {ERROR:g}, t")
-        statement = "the mean iterate is at least c_0 > 0"
+        where = f"{row['case']}, η = {row['learning_rate']:g}"
+        statement = f"{where}: the mean iterate is at least c_0 > 0"
         found.append(
             claim(name, statement, "mean iterate", mean, ">=", row["bound"], kind="theorem")
         )

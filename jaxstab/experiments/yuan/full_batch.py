@@ -150,7 +150,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         ),
     }
     found = [
-        claim(name, statement, f"test accuracy of {one} less that of {other}, %, over seeds",
+        claim(name, statement,
+              _words(f"test accuracy of {one} less that of {other}, %, over seeds"),
               difference(rows, accuracy, one, other), ">", 0)
         for name, (one, other, statement) in pairs.items()
     ]  # fmt: skip
@@ -159,17 +160,22 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         *(
             claim(f"{name.replace('_', '-')}-reaches-sgd",
                   "with a gradient penalty the full batch does as well as SGD",
-                  f"test accuracy of {name} less that of sgd, %, over seeds",
+                  _words(f"test accuracy of {name} less that of sgd, %, over seeds"),
                   difference(rows, accuracy, name, "sgd"), ">=", 0, within=0.5)
             for name in REGULARISED
         ),
         claim("finite-difference", "the finite difference does as the exact penalty does",
-              f"test accuracy of {PENALISED} less that of the exact form, %, over seeds",
+              _words(f"test accuracy of {PENALISED} less that of the exact form, %, over seeds"),
               difference(rows, accuracy, PENALISED, EXACT), "=", 0, within=0.5),
         claim("penalty-flattens", "the penalty lowers the sharpness",
-              f"a of {PENALISED} less that of full_batch_clipped, 1/step size, over seeds",
+              _words(f"a of {PENALISED} less that of full_batch_clipped, 1/step size, over seeds"),
               difference(rows, "sharpness", PENALISED, "full_batch_clipped"), "<", 0),
     ]  # fmt: skip
+
+
+def _words(text: str) -> str:
+    """Names of ways to train as words."""
+    return text.replace("_", " ")
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -137,17 +137,18 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     """What the lecture and the paper say, as it came out here."""
     found = []
     for name in ASCENDING:
+        shown = name.upper().replace("M-", "m-")
         for other, words in (("sgd", "as many steps"), (TWICE, "as many gradients")):
             found.append(
                 claim(f"{name}-beats-{words.replace(' ', '-')}-of-sgd",
-                      f"{name.upper()} has a lower test error than SGD with {words}",
+                      f"{shown} has a lower test error than SGD with {words}",
                       "difference of test errors, %, mean over seeds",
                       difference(rows, "test_error", name, other), "<", 0)
             )  # fmt: skip
-        for quantity in ("sharpness", "nonuniformity"):
+        for quantity, words in (("sharpness", "sharpness"), ("nonuniformity", "non-uniformity")):
             found.append(
-                claim(f"{name}-lowers-{quantity}", f"{name.upper()} ends at lower {quantity}",
-                      f"{quantity} of {name} less that of sgd, 1/step size, mean over seeds",
+                claim(f"{name}-lowers-{quantity}", f"{shown} ends at lower {words}",
+                      f"{words} of {name} less that of sgd, 1/step size, mean over seeds",
                       difference(rows, quantity, name, "sgd"), "<", 0)
             )  # fmt: skip
     found.append(

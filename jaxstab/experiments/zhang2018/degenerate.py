@@ -85,7 +85,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     found = [
         claim(
             f"ratio d={row['dimension']}",
-            "the valley is occupied as much more than the point as exp(−V/T) says",
+            f"d = {row['dimension']}: the valley is occupied as much more than the point as "
+            "exp(−V/T) says",
             "occupancy ratio of Langevin chains, less the bias of the step",
             ratio_estimate(row),
             "=",

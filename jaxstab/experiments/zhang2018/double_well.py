@@ -75,7 +75,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     found = [
         claim(
             f"ratio d={row['dimension']}",
-            "the wide well is occupied w^d times as much as the narrow one",
+            f"d = {row['dimension']}: the wide well is occupied w^d times as much as the narrow "
+            "one",
             "occupancy ratio of Langevin chains, less the bias of the step",
             ratio_estimate(row),
             "=",
