@@ -46,7 +46,8 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
       ylabel: the same.
     """
     columns = 2 if len(shown) == 4 else min(len(shown), 3)
-    figure, grid = new_figure(-(-len(shown) // columns), columns, width=4.2, height=3.4)
+    rows = -(-len(shown) // columns)
+    figure, grid = new_figure(rows, columns, width=4.2, height=3.4)
     for axes, panel in zip(grid.flat, shown):
         axes.locator_params(axis="x", nbins=6)  # long labels of more would overlap
         for i, curve in enumerate(panel.curves):
@@ -78,23 +79,22 @@ def panels(shown: Sequence[Panel], *, xlabel: str = "", ylabel: str = "") -> Fig
             log_y=panel.log_y,
             legend=False,
         )
-    _draw_legends(figure, list(zip(grid.flat, shown)))
+    _draw_legends(figure, grid.flat[: len(shown)], rows)
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     return figure
 
 
-def _draw_legends(figure: Figure, drawn: Sequence[tuple[Axes, Panel]]) -> None:
+def _draw_legends(figure: Figure, drawn: Sequence[Axes], rows: int) -> None:
     """One legend below if all panels have the same entries; else one below each panel."""
-    entries = [axes.get_legend_handles_labels() for axes, _ in drawn]
+    entries = [axes.get_legend_handles_labels() for axes in drawn]
     if len(drawn) > 1 and entries[0][1] and all(one[1] == entries[0][1] for one in entries):
         figure.legend(*entries[0], loc="outside lower center", ncols=min(len(entries[0][1]), 4))
         return
     lines = 0
-    for (axes, _), (_, labels) in zip(drawn, entries):
+    for axes, (_, labels) in zip(drawn, entries):
         columns = 3 if max(map(len, labels), default=0) < 12 else 2
         lines = max(lines, -(-len(labels) // columns))
         if labels:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
-    rows = axes.get_gridspec().nrows
     figure.set_figheight(figure.get_figheight() + 0.25 * lines * rows)
