@@ -6,7 +6,7 @@ E_i = Σ_o (∂c_i/∂f_o) ∇²f_o. Where the residuals vanish (interpolation) 
     (1/n) Σ H_i² v = (1/n) Σ J_iᵀ A_i (J_i J_iᵀ) A_i J_i v,
 
 one JVP and one VJP once the Grams are known (docs/formulas.md, section 8). The outputs are found in
-the loss's jaxpr: the first value through which alone the parameters reach the loss.
+the loss's jaxpr: the first value of an example through which alone the parameters reach the loss.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, ope
 from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
 from jaxstab.operators.reading import read_program
 from jaxstab.operators.statistics import ProbeMean
-from jaxstab.operators.structure import Program, evaluate, live
+from jaxstab.operators.structure import Kind, Program, evaluate, live
 from jaxstab.precision import at_given
 from jaxstab.trees import random_signs
 
@@ -54,7 +54,7 @@ class Split(NamedTuple):
 
 
 def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
-    """Returns the loss cut at the first value through which alone θ reaches it.
+    """Returns the loss cut at the first value of an example through which alone θ reaches it.
 
     Raises:
       ValueError: if there is no such value or it has more than `MAX_OUTPUTS` entries.
@@ -70,8 +70,8 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     # From the loss backwards: while one moving value alone is needed, the cut can be there.
     for position in range(len(program.equations), 0, -1):
         alive = needed & moving
-        if len(alive) == 1 and not alive & set(program.params):
-            cut = (position, next(iter(alive)))
+        if len(alive) == 1 and program.kind(value := next(iter(alive))) == Kind.MOVING:
+            cut = (position, value)
         equation = program.equations[position - 1]
         needed = (needed - set(equation.outputs)) | set(equation.inputs)
         if needed & set(program.params):

@@ -1,10 +1,13 @@
 """The Gauss-Newton form against dense J_iᵀ A_i J_i, and the bound of its distance."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxstab import operators
+from jaxstab.callables import as_pytree
+from jaxstab.operators.gauss_newton import split_at_outputs
 
 ravel = jax.flatten_util.ravel_pytree
 
@@ -45,6 +48,15 @@ def test_gauss_newton_refuses_a_loss_without_outputs(problems, x64):
     for loss in (problem.loss, halved):
         with pytest.raises(ValueError, match="more than one way"):
             operators.hessian_variance(loss, problem.params, problem.data, method="gauss_newton")
+
+
+def test_outputs_are_no_weights():
+    """One scaled matrix: its 1,200 entries alone reach the loss too, but are no outputs."""
+
+    def loss(w, example):
+        return -jax.nn.log_softmax(example @ (0.5 * w))[0]
+
+    assert split_at_outputs(as_pytree(loss), jnp.ones((400, 3)), jnp.ones((2, 400))).outputs == 3
 
 
 def test_gauss_newton_bound_holds_and_vanishes_at_interpolation(problems, dense, x64):
