@@ -46,6 +46,11 @@ class Rows:
     plain: Any = None
     dual: Any = None
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether any of its numbers is complex."""
+        return any(jnp.iscomplexobj(y) for y in (self.x, self.d) if not isinstance(y, OneHot))
+
     def changed(self, **changes: Any) -> "Rows":
         """The same with other rows."""
         if self.factor is not None:
@@ -76,6 +81,11 @@ class Dense:
     note: str
     why: str = ""
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether its numbers are complex."""
+        return jnp.iscomplexobj(self.value)
+
     def dense(self, why: str) -> "Dense":
         """Itself."""
         return self
@@ -87,3 +97,16 @@ Content = Rows | Dense
 def expand(x: Any, dtype: Any) -> jax.Array:
     """Rows as an array."""
     return jax.nn.one_hot(x.ids, x.columns, dtype=dtype) if isinstance(x, OneHot) else x
+
+
+def real_part(content: Content) -> Content:
+    """The real part of a content: Re(XᵀD) has the rows (Re X, −Im X) and (Re D, Im D)."""
+    if isinstance(content, Rows) and content.factor is not None:
+        content = content.dense("it is multiplied entry by entry by complex numbers")
+    if isinstance(content, Dense):
+        return dataclasses.replace(content, value=jnp.real(content.value))
+    x, d = content.x, content.d
+    if isinstance(x, OneHot):
+        return content.changed(d=jnp.real(d))
+    x = jnp.concatenate([jnp.real(x), -jnp.imag(x)], axis=1)
+    return content.changed(x=x, d=jnp.concatenate([jnp.real(d), jnp.imag(d)], axis=1))

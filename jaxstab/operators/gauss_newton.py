@@ -70,7 +70,7 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     # From the loss backwards: while one moving value alone is needed, the cut can be there.
     for position in range(len(program.equations), 0, -1):
         alive = needed & moving
-        if len(alive) == 1 and program.kind(value := next(iter(alive))) == Kind.MOVING:
+        if len(alive) == 1 and _may_be_outputs(program, value := next(iter(alive))):
             cut = (position, value)
         equation = program.equations[position - 1]
         needed = (needed - set(equation.outputs)) | set(equation.inputs)
@@ -94,6 +94,12 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     if _is_linear(head, program.avals[output], example):
         raise ValueError(_NO_OUTPUTS)
     return Split(structure_of(body, params, example, split=False), head, size)
+
+
+def _may_be_outputs(program: Program, value: Any) -> bool:
+    """Whether a value is real and depends on the example: no weight, no Fourier coefficient."""
+    real = jnp.issubdtype(program.avals[value].dtype, jnp.floating)
+    return real and program.kind(value) == Kind.MOVING
 
 
 def _is_linear(head: Program, output: Any, example: Any) -> bool:

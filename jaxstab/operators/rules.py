@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxstab.operators.contents import Content, Dense, OneHot, Rows
+from jaxstab.operators.contents import Content, Dense, OneHot, Rows, real_part
 from jaxstab.operators.placements import (
     Located,
     Piece,
@@ -241,6 +241,10 @@ def _negative(step: Step) -> list[Content]:
     return [_scaled(step.content, -1)]
 
 
+def _complex(step: Step) -> list[Content]:
+    return step.fit(real_part(_scaled(step.content, 1j) if step.j else step.content))
+
+
 def _difference(step: Step) -> list[Content]:
     return step.fit(_scaled(step.content, -1) if step.j else step.content)
 
@@ -419,6 +423,7 @@ RULES: dict[str, Callable[[Step], list[Content]]] = {
     "neg": _negative,
     "mul": _product,
     "div": _quotient,
+    "complex": _complex,
     "dot_general": _matrix_product,
     "reduce_sum": _sum,
     "square": _entrywise,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.operators import sites
-from jaxstab.operators.contents import Content, Dense, OneHot, Rows
+from jaxstab.operators.contents import Content, Dense, OneHot, Rows, real_part
 from jaxstab.operators.placements import Placement, whole
 from jaxstab.operators.structure import Equation, Kind, Loop, Program
 
@@ -155,13 +155,15 @@ def content_of(program: Program, use: Use, noted: Any, cotangent: jax.Array) -> 
     d = rows(cotangent)
     if use.form == "lookup":
         d = d * counts[..., None].astype(d.dtype)
+    dual = None
     if depth:
         x, d, placement = _unrolled(use, x, d, placement, aval.size)
-        return Rows(placement, x, d, use.moving, name)
-    dual = None
-    if plain is not None and use.moving:
+    elif plain is not None and use.moving:
         dual = sites.dual_rows(use.site, program.avals, cotangent)
-    return Rows(placement, x, d, use.moving, name, plain=plain, dual=dual)
+    plain = None if dual is None else plain
+    content = Rows(placement, x, d, use.moving, name, plain=plain, dual=dual)
+    real = jnp.issubdtype(aval.dtype, jnp.floating)
+    return real_part(content) if real and content.is_complex else content  # the data may be
 
 
 def _entries(program: Program, use: Use, cotangent: jax.Array, aval: Any) -> Dense:

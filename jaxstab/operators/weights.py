@@ -20,8 +20,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxstab.operators.contents import Content, Dense, OneHot
+from jaxstab.operators.contents import Content, Dense, OneHot, real_part
 from jaxstab.operators.placements import Unplaced, insert, locate, whole
 from jaxstab.operators.rules import RULES, Step
 from jaxstab.operators.structure import Equation, Literal, Program
@@ -81,6 +82,8 @@ def _reads_in_order(equation: Equation) -> bool:
 
 
 def _cast(content: Content, dtype: Any) -> Content:
+    if content.is_complex and not jnp.issubdtype(dtype, jnp.complexfloating):
+        content = real_part(content)
     if isinstance(content, Dense):
         return dataclasses.replace(content, value=content.value.astype(dtype))
     x, d = (y if isinstance(y, OneHot) or y.dtype == dtype else y.astype(dtype)

@@ -154,6 +154,21 @@ def routed() -> Written:
     return Written(loss, layers() | more, vectors())
 
 
+def spectral() -> Written:
+    """Complex weights of real parameters: between two Fourier transforms, and of a cast."""
+
+    def loss(p, example):
+        z = jnp.fft.rfft(example[0]) * (p["a"] + 1j * p["b"])
+        z = jnp.stack([z, jnp.conj(z) ** 2]) @ jax.lax.complex(p["w"], p["v"])
+        return jnp.mean((jnp.fft.irfft(z @ p["u"])[0] - example[1]) ** 2) + jnp.sum(jnp.abs(z) ** 2)
+
+    params = {
+        "a": normal(2, 3), "b": normal(3, 3), "w": normal(4, 3, 3), "v": normal(5, 3, 3),
+        "u": normal(6, 3, 2),
+    }  # fmt: skip
+    return Written(loss, params, vectors())
+
+
 @jax.custom_vjp
 def scaled_sine(x, a):
     return jnp.sin(x) * a
@@ -215,6 +230,6 @@ PATTERNS: dict[str, Callable[[], Written]] = {
     make.__name__: make
     for make in (
         flat_vector, scalings, low_rank, normed_and_decayed, tied_embedding, stacked_in_scan,
-        loops_in_loops, routed, own_derivatives, shared_kernel, anything_else,
+        loops_in_loops, routed, spectral, own_derivatives, shared_kernel, anything_else,
     )
 }  # fmt: skip

@@ -65,8 +65,8 @@ def forms_of(loss, params, data):
 
 # The longest to compile.
 LONG = (
-    "anything_else", "loops_in_loops", "routed", "scalings", "shared_kernel", "stacked_in_scan",
-    "tied_embedding",
+    "anything_else", "loops_in_loops", "routed", "scalings", "shared_kernel", "spectral",
+    "stacked_in_scan", "tied_embedding",
 )  # fmt: skip
 NAMES = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
