@@ -74,7 +74,7 @@ def _gradient_variance(loss: Any, params: Params, data: Any, chunk_size: int | N
     total, _ = chunks.reduce(
         lambda linearised, _: (example_sum(structure.blocks, params, linearised, None), None)
     )
-    return jnp.mean(squares) - _square(total) / data_size(data) ** 2
+    return jnp.maximum(jnp.mean(squares) - _square(total) / data_size(data) ** 2, 0)
 
 
 def _only_common(common: Params | None, data: Any) -> jax.Array:
@@ -91,10 +91,9 @@ def _squares(structure: Any, linearised: Any, tangent: Any, common: Params | Non
     """‖l_i + c‖², shape (n,), with the term c that all examples share."""
     blocks = structure.blocks
     squares = example_inner(blocks, linearised, tangent, tangent)
-    if common is None:
-        return squares
-    cross = example_dot(blocks, linearised, tangent, common)
-    return jnp.maximum(squares + 2 * cross + _square(common), 0)
+    if common is not None:
+        squares += 2 * example_dot(blocks, linearised, tangent, common) + _square(common)
+    return jnp.maximum(squares, 0)  # terms of either sign may cancel
 
 
 @at_given

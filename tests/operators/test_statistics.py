@@ -55,3 +55,12 @@ def test_nothing_depends_on_the_parameters(x64):
     zero = operators.per_example_hessian_norms(loss, params, data, jnp.ones(3))
     np.testing.assert_array_equal(zero, 0)
     assert np.all(np.asarray(operators.hessian_variance(loss, params, data)(jnp.ones(3))) == 0)
+
+
+def test_what_cancels_is_zero_not_nan():
+    """log|c x W|: the slope by W does not depend on c, ẋδ and xδ̇ cancel up to rounding."""
+    loss = lambda p, x: jnp.sum(jnp.log(p["c"] * x @ p["w"]))  # noqa: E731
+    x = jax.random.uniform(jax.random.key(0), (108, 8), minval=0.5)
+    params = {"c": jnp.array(1e6), "w": x[:8]}
+    v = {"c": jnp.array(1.0), "w": jnp.zeros((8, 8))}
+    assert np.all(np.isfinite(operators.per_example_hessian_norms(loss, params, x[8:], v)))
