@@ -76,7 +76,8 @@ class GradientCovariance(Operator):
 
         def weighted(chunk_and_weights: Any) -> Params:
             chunk, weights = chunk_and_weights
-            return jax.vjp(lambda params: self._losses(params, chunk), self.params)[1](weights)[0]
+            values, back = jax.vjp(lambda params: self._losses(params, chunk), self.params)
+            return back(weights.astype(values.dtype))[0]
 
         centred = weights - jnp.mean(weights)  # Σ c_i (g_i − g) = Σ (c_i − c̄) g_i
         total = sum_over_chunks(weighted, (self.data, centred), self.chunk_size)

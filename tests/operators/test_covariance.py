@@ -127,3 +127,11 @@ def test_too_few_probes(small):
     w, data, *_ = small
     with pytest.raises(ValueError, match="probes must be at least 3, got 2"):
         operators.noise_alignment(loss, w, data, key=jax.random.key(0), probes=2)
+
+
+def test_other_dtypes_than_the_default(small):
+    """Float32 under x64: the n weights of a combination come in the dtype of the losses."""
+    w, data, noise, *_ = small
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (w, data))
+    found = operators.gradient_covariance_spectrum(loss, *low)
+    np.testing.assert_allclose(found[:3], np.linalg.eigvalsh(noise)[:-4:-1], rtol=1e-4)
