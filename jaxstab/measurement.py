@@ -13,7 +13,7 @@ from jaxstab.checks import check_finite, data_size
 from jaxstab.eigen import EigenResult, Interval, lanczos
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.chunks import sum_over_chunks
-from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, total_loss
+from jaxstab.operators.hessian import Loss, Operator, Params, total_loss
 from jaxstab.operators.linearised import automatic_chunk
 from jaxstab.precision import at
 
@@ -241,24 +241,21 @@ def measure(
 
     Arguments and errors as for `sharpness` and `nonuniformity`.
     """
-    loss, params, data = check_problem(loss, params, data)
-    keys = jax.random.split(key)
-    common: dict[str, Any] = {
-        "tol": tol,
-        "max_matvecs": max_matvecs,
-        "chunk_size": chunk_size,
-        "precision": precision,
-    }
-    value, gradient_norm = loss_and_gradient_norm(loss, params, data, chunk_size=chunk_size)
+    check_finite("data", data)
+    common: dict[str, Any] = {"chunk_size": chunk_size, "precision": precision}
+    first = hessian(loss, params, data, **common)
+    second = hessian_variance(loss, params, data, method=method, **common)
+    lanczos(tol=tol, max_matvecs=max_matvecs)  # its checks, before anything is computed
+    problem = first.loss, first.params, first.data
+    value, gradient_norm = loss_and_gradient_norm(*problem, chunk_size=chunk_size)
     if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
         raise ValueError(
             f"the loss at params is {value}: the run diverged or the data hold extreme values"
         )
+    keys = jax.random.split(key)
     return Measurement(
-        sharpness(loss, params, data, key=keys[0], v0=sharpness_v0, **common),
-        nonuniformity(
-            loss, params, data, key=keys[1], v0=nonuniformity_v0, method=method, **common
-        ),
+        _largest(first, keys[0], sharpness_v0, tol, max_matvecs),
+        square_root(_largest(second, keys[1], nonuniformity_v0, 2 * tol, max_matvecs)),
         data_size(data),
         value,
         gradient_norm,

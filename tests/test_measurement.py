@@ -47,3 +47,17 @@ def test_what_a_record_lacks_is_named():
     assert Measurement.from_record(record, n=3).n == 3
     with pytest.raises(ValueError, match="it lacks loss, gradient_norm, sharpness"):
         Measurement.from_record({"n": 3})
+
+
+def test_arguments_are_judged_before_the_loss():
+    """A loss of NaN is not what the first error is about."""
+    unlucky = lambda x, curvature: loss(x, curvature) * jnp.nan  # noqa: E731
+    problem, key = (unlucky, jnp.array(0.5), CURVATURES), jax.random.key(0)
+    with pytest.raises(ValueError, match="method"):
+        measure(*problem, key=key, method="factor")
+    with pytest.raises(ValueError, match="tol"):
+        measure(*problem, key=key, tol=0.0)
+    with pytest.raises(ValueError, match="data holds 1 values that are NaN"):
+        measure(*problem[:2], CURVATURES.at[1].set(jnp.nan), key=key)
+    with pytest.raises(ValueError, match="the loss at params is nan"):
+        measure(*problem, key=key)
