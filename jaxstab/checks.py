@@ -104,6 +104,12 @@ def check_params(params: Any) -> None:
     if not leaves:
         raise ValueError("params has no arrays")
     for path, leaf in leaves:
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is a {type(leaf).__name__}: parameters must "
+                "be arrays; keep the rest of a model apart, with Equinox by "
+                "eqx.partition(model, eqx.is_inexact_array), with nnx by nnx.split"
+            )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(

@@ -30,6 +30,7 @@ from jaxstab import checksums, files
 from jaxstab.leases import Leases, is_dead, machine, owner
 
 SWEEP_FILE = "sweep.json"
+_RUN_WANTED = "give the folder of one run, such as .../runs/B4-lr1.0-scale1.0-seed0, or its params"
 FORMAT = 1  # of the folder; another one is another sweep
 _RECORD, _HISTORY, _PARAMS = "record.json", "history.npz", "params"
 
@@ -237,7 +238,7 @@ def load_params(path: Path | str, like: Any = None) -> Any:
     """
     path = Path(path).absolute()
     if not path.exists():
-        raise ValueError(f"no checkpoint at {path}")
+        raise ValueError(f"no checkpoint at {path}: {_RUN_WANTED}")
     if (path.parent / checksums.SEAL).exists():
         _check_whole(path.parent)
     template = None if like is None else jax.tree.map(lambda _: np.zeros(()), like)
@@ -246,7 +247,9 @@ def load_params(path: Path | str, like: Any = None) -> Any:
             # names, not positions, decide which array goes where
             restored = checkpointer.restore(path, item=template)
         except Exception as error:  # orbax and tensorstore have many types for it
-            raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint ({error}): {_RUN_WANTED}"
+            ) from error
     if like is None:
         return restored
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))

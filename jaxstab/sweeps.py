@@ -140,7 +140,7 @@ def sweep(
         loops[size] = training.Loop(optimizer, size, limit, every, replacement, chunk_size)
     training.check_optimizer(optimizer, with_learning_rate=True)
     loss, init = as_pytree(loss), as_pytree(init)
-    initial = _initialize(init, jax.random.key(points[0].seed), points[0].init_scale)
+    initial = _initial(init, points[0])
     checks.check_params(initial)
     checks.check_loss(loss, initial, data)
     measuring = None if isinstance(measure, bool) else measure
@@ -246,6 +246,18 @@ def _initialize(init, key, scale):
     return init(key, scale)
 
 
+def _initial(init: Any, point: Point) -> Any:
+    """Parameters of the first run; an error in `init` says what is wanted of it."""
+    try:
+        return _initialize(init, jax.random.key(point.seed), point.init_scale)
+    except TypeError as error:
+        error.add_note(
+            "jaxstab: this came from init(key, scale), which must return a pytree of arrays; of an "
+            "Equinox model, eqx.filter(model, eqx.is_inexact_array)"
+        )
+        raise
+
+
 def digest(data: Any) -> str:
     """Returns a hash of the contents and shapes of all arrays."""
     digest = hashlib.sha256()
@@ -300,6 +312,8 @@ def grid(
         "init_scales": init_scales,
     }
     for name, values in named.items():
+        if not hasattr(values, "__len__"):
+            raise TypeError(f"{name} must be a list of at least one value, got {values!r}")
         if len(values) == 0:
             raise ValueError(f"{name} is empty: give at least one")
         if len(set(values)) < len(values):

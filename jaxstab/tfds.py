@@ -42,7 +42,9 @@ Split = Callable[[int | None, str], tuple[np.ndarray, np.ndarray]]
 
 def too_many(argument: str, wanted: int, available: int, where: str) -> ValueError:
     """Returns the error for more examples than there are."""
-    return ValueError(f"{argument} is {wanted}, and {where} has {available} examples")
+    return ValueError(
+        f"{argument} is {wanted}, and {where} has {available} examples: give at most {available}"
+    )
 
 
 def chosen_labels(all_names: Sequence[str], classes: Sequence[str | int] | None) -> dict[int, int]:

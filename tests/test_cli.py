@@ -150,6 +150,13 @@ def test_help_names_defaults(toy, capsys):
         (["report", "missing"], "no folder missing"),
         (["show", "missing"], "no folder missing"),
         (["show", "."], "holds neither an experiment (run.json) nor a sweep"),
+        (
+            ["measure", "--checkpoint", ".", "--dataset", "digits", "--model", "fnn-small"],
+            "such as .../runs/B4-lr1.0-scale1.0-seed0",
+        ),
+        (["run", "diagram", "--minima", "missing"], "missing holds no sweep"),
+        (["run", "factors", "--drops", "-1"], "drop must be at least 1, got -1"),
+        (["run", "selection", "--n-train", "5000"], "has 1400 examples: give at most 1400"),
         (["completion", "csh"], "invalid choice: 'csh'"),
     ],
 )
@@ -159,6 +166,7 @@ def test_wrong_arguments(toy, tmp_path, monkeypatch, capsys, arguments, message)
     assert cli.main(arguments) == cli.EXIT_USER_ERROR
     printed = capsys.readouterr().err
     assert message in printed and "Traceback" not in printed
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "runs"}
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 WRONG = {
     "no learning rates": ({"learning_rates": []}, ValueError, "learning_rates is empty"),
+    "seeds a number": ({"seeds": 3}, TypeError, "seeds must be a list of at least one value"),
     "no seeds": ({"seeds": []}, ValueError, "seeds is empty"),
     "repeated values": ({"batch_sizes": [3, 3]}, ValueError, "batch_sizes has repeated"),
     "learning rate zero": ({"learning_rates": [0.1, 0.0]}, ValueError, "learning_rate"),
@@ -216,6 +217,13 @@ def test_wrong_input_is_refused_before_any_training(case, tmp_path):
     with pytest.raises(error, match=match):
         small(tmp_path / "out", **changed)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_in_init_says_what_is_wanted_of_it():
+    for init in (lambda key: jnp.ones(3), lambda key, scale: {"activation": jnp.tanh}):
+        with pytest.raises(TypeError) as caught:
+            small(init=init)
+        assert "this came from init(key, scale)" in " ".join(caught.value.__notes__)
 
 
 def test_several_processes_need_a_folder(monkeypatch):

@@ -56,6 +56,7 @@ def test_same_shapes_compile_once(problems, random_like, x64):
         ({"data": (np.zeros((0, 3)), np.zeros(0))}, "empty"),
         ({"data": (np.zeros((4, 3)), np.zeros(5))}, "differ"),
         ({"params": {"w": np.ones((3, 4), int), "v": np.ones(4)}}, "floating"),
+        ({"params": {"w": np.ones((3, 4)), "v": np.tanh}}, r"\['v'\] is a ufunc.*eqx.partition"),
         ({"params": {"w": np.full((3, 4), np.nan), "v": np.ones(4)}}, "NaN"),
         ({"loss": lambda params, example: example[0] @ params["w"]}, "scalar"),
     ],

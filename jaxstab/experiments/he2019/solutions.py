@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxstab import landscape, transforms
+from jaxstab.checks import check_at_least
 from jaxstab.data import crop_and_flip
 from jaxstab.experiments import problems
 from jaxstab.experiments.protocol import Context
@@ -127,6 +128,7 @@ class Networks:
         self, optimizer: Any, params: Any, seed: int, phase: int, epochs: int, batch_size: Any
     ) -> Any:
         s = self.settings
+        check_at_least("epochs" if phase == 1 else "second_epochs", epochs, 1)
         steps = epochs * self._steps(batch_size)
         return train(
             self.problem.loss,

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxstab import losses, plots, transforms
+from jaxstab.checks import check_at_least
 from jaxstab.data import crop_and_flip
 from jaxstab.experiments import problems, published, tables
 from jaxstab.experiments.claims import Claim, claim
@@ -47,6 +48,8 @@ class Settings(ProblemSettings):
 
 def run(settings: Settings, context: Context) -> Outcome:
     """Trains the grid, compares curves by B/η, and the traces with what the formulas predict."""
+    for drop in settings.drops:
+        check_at_least("drop", drop, 1)
     problem = problems.load(settings, context.data_dir)
     grid = list(itertools.product(settings.batch_sizes, settings.learning_rates))
     steps = {

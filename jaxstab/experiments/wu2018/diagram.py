@@ -53,6 +53,8 @@ class Settings:
 def run(settings: Settings, context: Context) -> Outcome:
     """Finds the boundaries and draws them."""
     sizes = check(settings)
+    if settings.minima:
+        store.read_minima(settings.minima)  # a wrong folder is found before anything is computed
     rows = boundaries(settings, sizes, context)
     one, several = rows[rows["p"] == 1], rows[rows["p"] > 1]
     figures = {
