@@ -13,6 +13,7 @@ from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, check_name, check_positive
 from jaxstab.eigen import certificate, difference, restarted, rounding, vectors
 from jaxstab.eigen.difference import Difference
+from jaxstab.eigen.packing import Packing, packing_of
 from jaxstab.eigen.result import EigenResult, Interval, Rounding
 from jaxstab.eigen.ritz import Ritz, read, settle
 from jaxstab.eigen.state import Options, Plan, State, make_plan
@@ -119,31 +120,34 @@ class _Lanczos:
         v0: Any = None,
         reference: Callable[[Any], Any] | None = None,
     ) -> EigenResult:
-        sig, k = vectors.signature(like), self.options.k
-        if k > vectors.size(sig):
-            raise ValueError(f"k = {k} eigenvalues of an operator of dimension {vectors.size(sig)}")
+        packing, k = packing_of(like, matvec), self.options.k
+        size = vectors.size(packing.sig)
+        if k > size:
+            raise ValueError(f"k = {k} eigenvalues of an operator of dimension {size}")
         if v0 is not None:
-            vectors.check_same("v0", v0, vectors.structs(sig))
+            vectors.check_same("v0", v0, vectors.structs(packing.sig))
         if reference is not None:
             reference = as_pytree(reference)
-        return _solve(as_pytree(matvec), key, v0, reference, sig=sig, options=self.options)
+        return _solve(as_pytree(matvec), key, v0, reference, packing=packing, options=self.options)
 
 
-@functools.partial(jax.jit, static_argnames=("sig", "options"))
+@functools.partial(jax.jit, static_argnames=("packing", "options"))
 def _solve(
     matvec: Callable[[Any], Any],
     key: jax.Array,
     v0: Any,
     reference: Callable[[Any], Any] | None,
     *,
-    sig: vectors.Signature,
+    packing: Packing,
     options: Options,
 ) -> EigenResult:
+    sig = packing.packed
+    v0 = None if v0 is None else packing.pack(v0)
     traced = functools.partial(rounding.trace, sig=sig, sign=options.sign, machine=options.machine)
-    apply, resolution = traced(matvec, precision=options.precision)
+    apply, resolution = traced(packing.operator(matvec), precision=options.precision)
     apart = difference.none(sig)
     if reference is not None:
-        exact, resolution = traced(reference, precision="highest")
+        exact, resolution = traced(packing.operator(reference), precision="highest")
         # Half of the probability of failure is for the difference of the two operators.
         options = dataclasses.replace(options, failure_probability=options.failure_probability / 2)
         key, sub = jax.random.split(key)
@@ -183,7 +187,9 @@ def _solve(
         measured = measured._replace(defect=jnp.max(measured.defect))
         state = state._replace(noise=difference.allowed(apart, measured.defect))
     ritz = settle(plan, state, ritz, measured, model)
-    vector = lax.map(lambda i: vectors.cast_like(final(i), sig), jnp.arange(options.k))
+    vector = lax.map(
+        lambda i: packing.unpack(vectors.cast_like(final(i), sig)), jnp.arange(options.k)
+    )
     return _result(plan, state, ritz, vector, measured.defect, apart)
 
 
