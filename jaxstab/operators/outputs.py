@@ -8,9 +8,10 @@ by p, H = FᵀF / n, and with the kernel 𝒦 = F Fᵀ (n k × n k)
 
 What lives in the span of the rows of F can thus be held by n k numbers a vector, whatever p is:
 v = Fᵀ w, F v = 𝒦 w. One product with 𝒦 is one reverse and one forward pass over the data; neither
-F nor 𝒦 is formed.
+F nor 𝒦 is formed unless asked for (`OutputFactors.form`).
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -31,13 +32,13 @@ from jaxstab.operators.gauss_newton import (
     split_at_outputs,
 )
 from jaxstab.operators.hessian import Loss, Operator, Params, check_problem, operator
-from jaxstab.operators.linearised import LinearisedChunks, automatic_chunk
+from jaxstab.operators.linearised import CHUNK_MEMORY, LinearisedChunks, automatic_chunk
 from jaxstab.operators.structure import evaluate
 from jaxstab.precision import at
 
 _NULL = 1e-3  # of the largest: eigenvalues of A_i^½ below it are rounding (of A_i, its square)
 _NEGATIVE = 1e-4  # of the largest: eigenvalues of A_i below it are more than rounding
-_ROWS = 8192  # of a kernel that is formed: 256 MiB
+ROWS = 8192  # of a kernel that is formed: 256 MiB
 _GROUP = 50  # columns of it at a time
 
 
@@ -62,6 +63,8 @@ class OutputFactors:
     data: Any
     roots: Any
     """A_i^½, symmetric, (n, k, k)."""
+    formed: Any = None
+    """𝒦 as a matrix, (n k, n k), where it is held; see `form`."""
     chunk_size: int | None = static(default=None)
 
     @property
@@ -83,7 +86,7 @@ class OutputFactors:
         return _push(self, vectors)
 
     def kernel(self, vectors: Any) -> jax.Array:
-        """Returns 𝒦 u = F Fᵀ u for u of shape (m, n, k). Holds m vectors of parameters."""
+        """Returns 𝒦 u = F Fᵀ u for u of shape (m, n, k). Holds m vectors of parameters, or 𝒦."""
         return _kernel(self, jnp.asarray(vectors, self.roots.dtype))
 
     def slopes(self) -> np.ndarray:
@@ -97,23 +100,61 @@ class OutputFactors:
         """Returns 𝒦_ii = F_i F_iᵀ, (n, k, k), from inner products of the layers' factors."""
         return _blocks(self)
 
+    def form(self) -> "OutputFactors":
+        """Returns the same with 𝒦 held, so that a product with it is one with a matrix.
+
+        Forming it takes (n k)² p / 2 multiplications, a product without it 4 n p or, where weights
+        are shared as in convolutions, many times that: it pays from n k² / 8 products on.
+        """
+        rows = self.n * self.outputs
+        return dataclasses.replace(self, formed=self.matrix().reshape(rows, rows))
+
     def matrix(self) -> jax.Array:
         """Returns all of 𝒦, (n, k, n, k), for problems with n k up to 8192.
+
+        From blocks of rows of F that fit 1 GiB in pairs; from products where data are spread over
+        devices or streamed.
 
         Raises:
           ValueError: if there are more rows than that.
         """
         rows = self.n * self.outputs
-        if rows > _ROWS:
+        if rows > ROWS:
             raise ValueError(
-                f"the kernel of n k = {rows} rows is too large to be held: {_ROWS} at most; "
+                f"the kernel of n k = {rows} rows is too large to be held: {ROWS} at most; "
                 "`kernel` applies it without forming it"
             )
+        shape = self.n, self.outputs, self.n, self.outputs
+        if self.formed is not None:
+            return self.formed.reshape(shape)
+        if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self.data)):
+            return jnp.asarray(_from_rows(self)).reshape(shape)
         parts = [
             self.kernel(np.eye(min(_GROUP, rows - i), rows, i).reshape(-1, self.n, self.outputs))
             for i in range(0, rows, _GROUP)
         ]
-        return jnp.concatenate(parts).reshape(self.n, self.outputs, self.n, self.outputs)
+        return jnp.concatenate(parts).reshape(shape)
+
+
+def _from_rows(factors: OutputFactors) -> np.ndarray:
+    """𝒦, (n k, n k), from inner products of the rows of F, a pair of blocks of them at a time."""
+    n, k = factors.n, factors.outputs
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(factors.params)) * k
+    size = -(-n // -(-2 * n * one // CHUNK_MEMORY))
+    out = np.zeros((n * k, n * k), factors.roots.dtype)
+
+    def part(i: int) -> jax.Array:
+        take = lambda leaf: leaf[i : i + size]  # noqa: E731
+        data, roots = jax.tree.map(take, factors.data), take(factors.roots)
+        return _rows(factors.loss, factors.params, data, roots)
+
+    for i in range(0, n, size):
+        left = part(i)
+        for j in range(0, i + 1, size):
+            block = np.asarray(_inner(left, left if j == i else part(j)))
+            own, other = (slice(k * x, k * (x + size)) for x in (i, j))
+            out[own, other], out[other, own] = block, block.T
+    return out
 
 
 def _chunks(factors: OutputFactors, vectors: Any = None) -> LinearisedChunks:
@@ -167,11 +208,36 @@ def _pushed(factors: OutputFactors, vectors: Params) -> jax.Array:
 
 
 _pull, _push = _full_precision(_pulled), _full_precision(_pushed)
+_inner = _full_precision(lambda left, right: left @ right.T)
 
 
 @_full_precision
 def _kernel(factors: OutputFactors, vectors: jax.Array) -> jax.Array:
+    if factors.formed is not None:
+        return (vectors.reshape(len(vectors), -1) @ factors.formed).reshape(vectors.shape)
     return _pushed(factors, _pulled(factors, vectors))
+
+
+@_full_precision
+def _rows(loss: Any, params: Params, data: Any, roots: jax.Array) -> jax.Array:
+    """Rows of F of some examples, (b k, p); one example at a time, as their number is small."""
+    split = split_at_outputs(loss, params, data)
+
+    def example(args: Any) -> jax.Array:
+        alone, root = args
+
+        def output(params: Params) -> jax.Array:
+            return flat_outputs(split, params, jax.tree.map(lambda leaf: leaf[None], alone))[0]
+
+        back = jax.vjp(output, params)[1]
+
+        def row(direction: jax.Array) -> jax.Array:
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(back(direction)[0])])
+
+        return jax.lax.map(fast_in_loops(row), root)
+
+    rows = jax.lax.map(fast_in_loops(example), (data, roots))
+    return rows.reshape(-1, rows.shape[-1])
 
 
 @_full_precision
@@ -246,7 +312,8 @@ def output_factors(
             "Gauss–Newton Hessians F_iᵀF_i need a loss such as the squared one or cross-entropy"
         )
     roots = (vectors * np.sqrt(np.maximum(values, 0))[:, None]) @ np.swapaxes(vectors, 1, 2)
-    return OutputFactors(loss, params, data, jnp.asarray(roots, curvatures.dtype), chunk_size)
+    roots = jnp.asarray(roots, curvatures.dtype)
+    return OutputFactors(loss, params, data, roots, chunk_size=chunk_size)
 
 
 @operator

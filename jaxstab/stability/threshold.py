@@ -28,7 +28,7 @@ from jaxstab.checks import check_at_least, check_finite, check_positive
 from jaxstab.eigen import lanczos
 from jaxstab.eigen.result import EigenResult
 from jaxstab.operators.hessian import Loss, Params
-from jaxstab.operators.outputs import OutputFactors, ResidualMoment, output_factors
+from jaxstab.operators.outputs import ROWS, OutputFactors, ResidualMoment, output_factors
 from jaxstab.operators.statistics import directional_curvatures
 from jaxstab.stability import lifted, subspace
 from jaxstab.stability.criteria import variance_factor
@@ -39,6 +39,7 @@ _MAX_RANK = 400
 _START = 30  # sharpest examples whose top eigenvectors the subspace starts from
 _ADD = 16  # directions a growth
 _COLUMNS = 8  # products with 𝒦 that share one linearisation
+_HELD = 8192  # n k² up to which 𝒦 is formed: it then costs no more than a thousand products
 _VECTORS = 8  # leading vectors of a moment matrix that are handed out
 
 
@@ -90,7 +91,7 @@ class MeanSquareThreshold:
     threshold, E |x|² with the full H_i grows at most by the factor (√μ + ηε)² a step where it grows
     by μ in one step without E_i."""
     products: int
-    """Products with 𝒦, each a reverse and a forward pass over the data."""
+    """Products with 𝒦, each a reverse and a forward pass over the data where it is not formed."""
     bound_products: int
     """Those of them that a and eq. 8 took."""
     n: int
@@ -183,9 +184,10 @@ def mean_square_threshold(
       chunk_size: examples differentiated at once.
 
     Returns:
-      `MeanSquareThreshold`. Cost: some 200 to 300 products with 𝒦 a batch size, each about half a
+      `MeanSquareThreshold`. Cost: some 200 to 400 products with 𝒦 a batch size, each about one
       Hessian-vector product, and dense work of O(n k r²) a step on the host. Memory: n k r numbers
-      and 8 vectors of parameters; nothing of size n p.
+      and 8 vectors of parameters; nothing of size n p. Where n k² ≤ 8192, 𝒦 is formed instead,
+      with 1 GiB of rows of F at a time, and the products are with that matrix.
 
     Raises:
       TypeError, ValueError: for options out of range, and see `operators.output_factors`.
@@ -200,6 +202,8 @@ def mean_square_threshold(
     pis = np.array([variance_factor(n, size, replacement) for size in sizes])
     limit = min(_MAX_RANK, max(_MEMORY // (16 * n * k), 2 * _ADD)) if max_rank is None else max_rank
     check_at_least("max_rank", limit, 1)
+    if n * k**2 <= _HELD and n * k <= ROWS:
+        factors = factors.form()
     start = _start(factors, pis, key, limit)
     if not float(start.sharpness.value) > 0:
         raise ValueError("every Gauss–Newton Hessian is zero here: any learning rate is stable")

@@ -85,7 +85,7 @@ def test_edge_draws_the_certified_interval_averaged_over_seeds():
         {"batch_size": 2, "seed": seed, "step": step, "threshold_ratio": 1.0 + 0.1 * seed,
          "threshold_ratio_lower": 0.8, "threshold_ratio_upper": 1.4 + 0.2 * seed,
          "sharpness_ratio": 0.5, "exponent": -0.1}
-        for seed in (0, 1) for step in (0, 10, 100)
+        for seed in (0, 1) for step in (10, 100)
     )  # fmt: skip
     axes = edge.draw(rows, edge.PRESETS["tiny"], 40).axes[0]
     (bars,) = [c for c in axes.collections if hasattr(c, "get_segments")]

@@ -32,7 +32,7 @@ def dense_factors(problem):
     return np.asarray(jax.vmap(one)(problem.data))
 
 
-def test_maps_and_blocks_equal_the_dense_factors(model):
+def test_maps_and_blocks_equal_the_dense_factors(model, monkeypatch):
     f = dense_factors(model)
     n, k, p = f.shape
     rows = f.reshape(n * k, p)
@@ -47,6 +47,11 @@ def test_maps_and_blocks_equal_the_dense_factors(model):
     np.testing.assert_allclose(factors.kernel(u), expected, atol=1e-9)
     np.testing.assert_allclose(factors.push(factors.pull(u)), expected, atol=1e-9)
     np.testing.assert_allclose(factors.blocks(), f @ np.swapaxes(f, 1, 2), atol=1e-10)
+    held = factors.form()
+    np.testing.assert_allclose(held.kernel(u), expected, atol=1e-9)
+    np.testing.assert_allclose(held.matrix().reshape(n * k, -1), rows @ rows.T, atol=1e-10)
+    monkeypatch.setattr(outputs, "CHUNK_MEMORY", 2 * 4 * k * p * 8)  # 4 of the 7 examples
+    np.testing.assert_allclose(factors.form().formed, rows @ rows.T, atol=1e-10)
 
 
 def test_residuals_are_what_is_left_of_the_full_hessians(problems, dense, random_like, x64):

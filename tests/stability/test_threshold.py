@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxstab as js
-from jaxstab.stability import exact, subspace, variance_factor
+from jaxstab.stability import exact, subspace, threshold, variance_factor
 
 KEY = jax.random.key(0)
 
@@ -98,10 +98,11 @@ def test_subspace_against_the_dense_threshold_of_a_network():
 
 
 @pytest.mark.slow
-def test_results_do_not_depend_on_chunking():
+def test_results_depend_neither_on_chunking_nor_on_how_the_kernel_is_held(monkeypatch):
     loss, params, train = digits_network()
     options = {"batch_sizes": [1, 5, 20], "key": KEY, "max_rank": 100}
     whole = js.mean_square_threshold(loss, params, train, **options)
+    monkeypatch.setattr(threshold, "_HELD", 0)
     parts = js.mean_square_threshold(loss, params, train, chunk_size=11, **options)
     np.testing.assert_allclose(whole.value, parts.value, rtol=1e-4)
     np.testing.assert_allclose(whole.example_sharpness, parts.example_sharpness, rtol=1e-4)
