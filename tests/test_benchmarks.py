@@ -21,7 +21,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
 WITH_PEERS = {"bench_protocol", "bench_solvers", "bench_sweep"}
 LONG = {  # to start, or to compile
     "bench_accelerator", "bench_compile", "bench_operators", "bench_processes", "bench_protocol",
-    "bench_patterns", "bench_scaling", "bench_solvers", "bench_transformer",
+    "bench_patterns", "bench_scaling", "bench_solvers", "bench_threshold",
+    "bench_transformer",
 }  # fmt: skip
 
 

@@ -93,3 +93,17 @@ def test_edge_draws_the_certified_interval_averaged_over_seeds():
     np.testing.assert_allclose(bars.get_segments(), expected)
     alone = edge.draw(rows[["batch_size", "step", "sharpness_ratio"]], edge.PRESETS["tiny"], 40)
     assert not [c for c in alone.axes[0].collections if hasattr(c, "get_segments")]
+
+
+def test_edge_names_the_quantity_nearest_to_its_edge_late_in_the_runs():
+    settings = edge.PRESETS["tiny"]
+    made_up = {2: (0.3, 0.97, 0.6), 8: (0.9, 0.8, 1.2)}
+    rows = pd.DataFrame(
+        {"batch_size": size, "seed": seed, "step": step, "loss": 1e-5, "gap_ratio": 1.0,
+         "sharpness_ratio": a, "threshold_ratio": exact if late else 1.0, "batch_ratio": batch,
+         "threshold_ratio_lower": 0.8, "threshold_ratio_upper": 1.2, "exponent": -0.1}
+        for size, (a, exact, batch) in made_up.items() for seed in (0, 1)
+        for step, late in ((10, False), (settings.max_steps, True))
+    )  # fmt: skip
+    lines = edge.table(rows, settings, 40).rows.set_index("batch_size")
+    assert lines["nearest"].to_dict() == {2: "η / η*_var", 8: "a / (2/η)"}

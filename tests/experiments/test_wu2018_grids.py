@@ -97,8 +97,8 @@ def test_first_seeds_get_a_threshold_and_a_third_panel(record, rising, tmp_path,
     assert text.count("] stable exact threshold, not certified") == 2
     assert text.count("] stable exact threshold") == 4 and text.count("– stable eq. 9") == 5
     assert selection.exact_conclusion(found) == [
-        "verdicts where the exact threshold is known: B 4 2 unstable (exact threshold); "
-        "B 10 2 stable (exact threshold, not certified); B 25 2 stable (exact threshold)"
+        "verdicts where the exact threshold is known: B = 4: 2 unstable (exact threshold); "
+        "B = 10: 2 stable (exact threshold, not certified); B = 25: 2 stable (exact threshold)"
     ]
     panels = minima.diagrams(found, n=N)["selection"].axes
     bars = [bar.get_segments()[0][:, 1] for bar in panels[2].collections]

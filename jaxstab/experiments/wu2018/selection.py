@@ -108,7 +108,7 @@ def exact_conclusion(rows: pd.DataFrame) -> list[str]:
         return []
     known = rows[rows["threshold_ratio"].notna()]
     counts = known.groupby(["batch_size", "verdict", "rests_on"]).size()
-    each = [f"B {size} {count} {word} ({on})" for (size, word, on), count in counts.items()]
+    each = [f"B = {size}: {count} {word} ({on})" for (size, word, on), count in counts.items()]
     return [f"verdicts where the exact threshold is known: {'; '.join(each)}"] if each else []
 
 
