@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxstab.checks import check_finite, data_size
 from jaxstab.eigen import EigenResult, Interval, lanczos
+from jaxstab.eigen.vectors import check_same
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.chunks import sum_over_chunks
 from jaxstab.operators.hessian import Loss, Operator, Params, total_loss
 from jaxstab.operators.linearised import automatic_chunk
+from jaxstab.operators.moments import FactoredMoment
 from jaxstab.precision import at
 
 QUANTITIES = ("sharpness", "nonuniformity")
@@ -182,6 +185,46 @@ def nonuniformity(
     return square_root(_largest(operator, key, v0, 2 * tol, max_matvecs))
 
 
+@functools.partial(jax.jit, static_argnames="max_matvecs")
+def _largest_of_both(
+    variance: FactoredMoment,
+    keys: jax.Array,
+    v0s: tuple[Params | None, Params | None],
+    tol: Any,
+    max_matvecs: int,
+) -> tuple[EigenResult, EigenResult]:
+    """a and s, one after the other by one program: H v is what a product with Σ begins with.
+
+    Tracing and compiling a network's derivatives takes longer than most solves; here they are
+    linearised, traced and compiled once.
+    """
+    solve = lanczos(max_matvecs=max_matvecs, precision=variance.precision)
+    prepared: Any = variance.prepare()
+    reference: Any = reference_of(variance)
+    params = variance.params
+    starts = None
+    if any(v0 is not None for v0 in v0s):  # a start of zeros is ignored
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        starts = jax.tree.map(
+            lambda *pair: jnp.stack(pair), *(zeros if v0 is None else v0 for v0 in v0s)
+        )
+
+    def one(given: Any) -> EigenResult:
+        mean_instead, key, v0, tol = given
+        product, exact = (
+            None if matvec is None else dataclasses.replace(matvec, mean_instead=mean_instead)
+            for matvec in (prepared, reference)
+        )
+        return solve(product, params, key=key, v0=v0, reference=exact, tol=tol)
+
+    # A relative error 2 t of λ is a relative error t of s.
+    both = jnp.array([True, False]), keys, starts, jnp.stack([tol, 2 * tol])
+    found = lax.map(one, both)
+    a, s = jax.tree.map(lambda x: x[0], found), jax.tree.map(lambda x: x[1], found)
+    return a, square_root(s)
+
+
+@jax.jit
 def square_root(result: EigenResult) -> EigenResult:
     """The result for √λ from the result for λ ≥ 0."""
     value, lower, upper = (jnp.sqrt(jnp.maximum(x, 0.0)) for x in (result.value, *result.interval))
@@ -239,24 +282,27 @@ def measure(
 ) -> Measurement:
     """Returns a, s, the loss and the gradient norm at θ, each eigenvalue with its certificate.
 
-    Arguments and errors as for `sharpness` and `nonuniformity`.
+    Arguments and errors as for `sharpness` and `nonuniformity`; both come out of one compiled
+    program, unless `method` is another than "factored" or parameters are spread over devices.
     """
     check_finite("data", data)
     common: dict[str, Any] = {"chunk_size": chunk_size, "precision": precision}
-    first = hessian(loss, params, data, **common)
-    second = hessian_variance(loss, params, data, method=method, **common)
+    variance = hessian_variance(loss, params, data, method=method, **common)
     lanczos(tol=tol, max_matvecs=max_matvecs)  # its checks, before anything is computed
-    problem = first.loss, first.params, first.data
+    problem = variance.loss, variance.params, variance.data
+    v0s = sharpness_v0, nonuniformity_v0
+    for name, v0 in zip(("sharpness_v0", "nonuniformity_v0"), v0s, strict=True):
+        if v0 is not None:
+            check_same(name, v0, variance.params)
     value, gradient_norm = loss_and_gradient_norm(*problem, chunk_size=chunk_size)
     if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
         raise ValueError(
             f"the loss at params is {value}: the run diverged or the data hold extreme values"
         )
     keys = jax.random.split(key)
-    return Measurement(
-        _largest(first, keys[0], sharpness_v0, tol, max_matvecs),
-        square_root(_largest(second, keys[1], nonuniformity_v0, 2 * tol, max_matvecs)),
-        data_size(data),
-        value,
-        gradient_norm,
-    )
+    if isinstance(variance, FactoredMoment) and variance.sharding is None:
+        a, s = _largest_of_both(variance, keys, v0s, tol, max_matvecs)
+    else:
+        a = _largest(hessian(*problem, **common), keys[0], v0s[0], tol, max_matvecs)
+        s = square_root(_largest(variance, keys[1], v0s[1], 2 * tol, max_matvecs))
+    return Measurement(a, s, data_size(data), value, gradient_norm)

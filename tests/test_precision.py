@@ -113,7 +113,7 @@ def traced_only(monkeypatch):
     """In place of a solve, whose compilation takes seconds: its products are only traced."""
 
     def lanczos(*, precision="highest", **options):
-        def solve(matvec, like, *, key, v0=None, reference=None):
+        def solve(matvec, like, *, key, v0=None, reference=None, tol=None):
             SEEN.add(precision)
             for operator in (matvec, reference):
                 if operator is not None:

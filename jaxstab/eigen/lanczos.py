@@ -60,16 +60,17 @@ def lanczos(
       precision: of matrix products inside matvec that ask for none, as for `jaxstab.hessian`.
 
     Returns:
-      `solve(matvec, like, *, key, v0=None, reference=None) -> EigenResult`. `matvec` is a symmetric
-      operator on pytrees like `like` (e.g. the parameters), of which only structure, shapes and
-      dtypes are used; float32, float64, lower precision or mixed. `key` is a `jax.random` key. `v0`
-      is a vector to start from, of any length, such as the last eigenvector; a zero or non-finite
-      one is ignored. `reference` is the same operator with more accurate products, where those of
-      matvec are cheap and coarse: value, residual and the certain end of the interval then come
-      from k products with it, and the other end (for k > 1, both) allows for the norm of the
-      difference, which up to 8 products of each kind bound. Usable inside jit, vmap and scan;
-      compiled once for equal options, shapes and tree structures, with the arrays inside `matvec`
-      as operands if it is a registered pytree. Solvers of equal options are equal and hashable.
+      `solve(matvec, like, *, key, v0=None, reference=None, tol=None) -> EigenResult`. `matvec` is a
+      symmetric operator on pytrees like `like` (e.g. the parameters), of which only structure,
+      shapes and dtypes are used; float32, float64, lower precision or mixed. `key` is a
+      `jax.random` key. `v0` is a vector to start from, of any length, such as the last eigenvector;
+      a zero or non-finite one is ignored. `reference` is the same operator with more accurate
+      products, where those of matvec are cheap and coarse: value, residual and the certain end of
+      the interval then come from k products with it, and the other end (for k > 1, both) allows for
+      the norm of the difference, which up to 8 products of each kind bound. `tol`, which may be
+      traced, takes the place of the factory's. Usable inside jit, vmap and scan; compiled once for
+      equal options, shapes and tree structures, with the arrays inside `matvec` as operands if it
+      is a registered pytree. Solvers of equal options are equal and hashable.
 
     Raises:
       ValueError, TypeError: at once for options out of range; when called, for integer vectors,
@@ -119,6 +120,7 @@ class _Lanczos:
         key: jax.Array,
         v0: Any = None,
         reference: Callable[[Any], Any] | None = None,
+        tol: jax.Array | None = None,
     ) -> EigenResult:
         packing, k = packing_of(like, matvec), self.options.k
         size = vectors.size(packing.sig)
@@ -128,7 +130,9 @@ class _Lanczos:
             vectors.check_same("v0", v0, vectors.structs(packing.sig))
         if reference is not None:
             reference = as_pytree(reference)
-        return _solve(as_pytree(matvec), key, v0, reference, packing=packing, options=self.options)
+        return _solve(
+            as_pytree(matvec), key, v0, reference, tol, packing=packing, options=self.options
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("packing", "options"))
@@ -137,12 +141,16 @@ def _solve(
     key: jax.Array,
     v0: Any,
     reference: Callable[[Any], Any] | None,
+    tol: jax.Array | None,
     *,
     packing: Packing,
     options: Options,
 ) -> EigenResult:
     sig = packing.packed
     v0 = None if v0 is None else packing.pack(v0)
+    if tol is not None:
+        tol = jnp.asarray(tol, vectors.working_dtype(sig))
+        options = dataclasses.replace(options, tol=tol)  # type: ignore[arg-type]
     traced = functools.partial(rounding.trace, sig=sig, sign=options.sign, machine=options.machine)
     apply, resolution = traced(packing.operator(matvec), precision=options.precision)
     apart = difference.none(sig)

@@ -29,14 +29,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxstab.callables import static
 from jaxstab.checks import data_size
-from jaxstab.examples import example_of, layout_of
+from jaxstab.examples import example_of
 from jaxstab.operators import blocks as block_forms
 from jaxstab.operators.blocks import Arrays, Block, RowArrays, make_blocks
-from jaxstab.operators.chunks import scale_like
-from jaxstab.operators.hessian import Operator, operator
-from jaxstab.operators.linearised import LinearisedChunks, fitting_chunk, memory_limit, tree_bytes
+from jaxstab.operators.linearised import LinearisedChunks, fitting_chunk
 from jaxstab.operators.reading import anywhere, read_program
 from jaxstab.operators.structure import (
     Literal,
@@ -282,7 +279,7 @@ def apply_to_deviations(
     return result
 
 
-# --- Operators -------------------------------------------------------------------------------
+# --- All chunks ------------------------------------------------------------------------------
 
 
 def form_of_leaf(structure: Structure, leaf: int) -> tuple[str, str]:
@@ -331,103 +328,3 @@ def linearise_chunks(
         return linearise(structure, params, chunk)
 
     return structure, LinearisedChunks(make, data, fitting_chunk(make, data, chunk_size), None)
-
-
-def _moment_product(
-    structure: Structure, chunks: LinearisedChunks, params: Params, v: Params, centred: bool
-) -> Params:
-    """(1/n) Σ H_i (H_i v − m) with m = H v if `centred`, else 0."""
-    n, blocks = data_size(chunks.data), structure.blocks
-    common = None if centred else common_gradient(structure, params, v)
-    if not centred and common is None:
-
-        def square(linearised: Linearised, _: Any) -> Any:
-            tangent = linearised.linear(v)
-            return apply_to_deviations(blocks, params, linearised, tangent, None), None
-
-        return scale_like(chunks.reduce(square)[0], n, params)
-
-    keep = centred and (chunks.single or _tangents_fit(chunks))
-
-    def first(linearised: Linearised, _: Any) -> Any:
-        tangent = linearised.linear(v)
-        total = example_sum(blocks, params, linearised, tangent)
-        if centred:
-            return total, tangent if keep else None
-        shift = jax.tree.map(jnp.negative, common)
-        return (total, apply_to_deviations(blocks, params, linearised, tangent, shift)), None
-
-    total, tangents = chunks.reduce(first)
-    if not centred:
-        mean, moment = (scale_like(part, n, params) for part in total)
-        rest = common_gradient(structure, params, jax.tree.map(jnp.add, mean, common))
-        return jax.tree.map(jnp.add, moment, rest)
-    mean = scale_like(total, n, params)
-
-    def second(linearised: Linearised, tangent: Any) -> Any:
-        tangent = linearised.linear(v) if tangent is None else tangent
-        return apply_to_deviations(blocks, params, linearised, tangent, mean), None
-
-    return scale_like(chunks.reduce(second, tangents)[0], n, params)
-
-
-def _tangents_fit(chunks: LinearisedChunks) -> bool:
-    """Whether the tangents of all chunks, besides what is kept, fit the memory limit."""
-    if chunks.kept is None:
-        return False
-    moving = [linearised.moving for linearised in chunks.kept if linearised is not None]
-    layout = layout_of(chunks.data)
-    held = (tree_bytes(chunks.kept) + tree_bytes(moving)) // (layout.parts if layout else 1)
-    return held <= memory_limit()
-
-
-@operator
-class FactoredMoment(Operator):
-    """v ↦ Σ v (`centred`) or (1/n) Σ H_i² v, from the factors of every leaf."""
-
-    loss: Any
-    params: Any
-    data: Any
-    centred: bool = static()
-    chunk_size: int | None = static(default=None)
-
-    def product(self, v: Params) -> Params:
-        """Returns the product, uncompiled."""
-        structure, chunks = linearise_chunks(self.loss, self.params, self.data, self.chunk_size)
-        if chunks.single:
-            chunks = chunks.keep()
-        else:
-            # For each example it holds rows and their covectors beside the residuals of the
-            # gradient, 2 to 4 times what a Hessian-vector product does: half a chunk at a time.
-            chunks = chunks._replace(chunk_size=-(-chunks.chunk_size // 2))
-        return _moment_product(structure, chunks, self.params, v, self.centred)
-
-    def prepare(self) -> Operator:
-        """Returns the same operator with its linearisation kept, if it fits the memory.
-
-        For use inside jit, before a loop of products.
-        """
-        structure, chunks = linearise_chunks(self.loss, self.params, self.data, self.chunk_size)
-        chunks = chunks.keep()
-        if chunks.kept is None:
-            return self
-        return PreparedMoment(
-            self.params, self.data, chunks.kept, structure, chunks.chunk_size, self.centred
-        )
-
-
-@operator
-class PreparedMoment(Operator):
-    """`FactoredMoment` with the linearisation at θ kept: every product is A v and Aᵀ q alone."""
-
-    params: Any
-    data: Any
-    kept: Any
-    structure: Any = static()
-    chunk_size: int = static()
-    centred: bool = static()
-
-    def product(self, v: Params) -> Params:
-        """Returns the product, uncompiled."""
-        chunks = LinearisedChunks(None, self.data, self.chunk_size, self.kept)
-        return _moment_product(self.structure, chunks, self.params, v, self.centred)

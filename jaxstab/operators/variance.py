@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxstab.checks import check_name, data_size
 from jaxstab.examples import example_of
 from jaxstab.operators.chunks import chunk_shape
-from jaxstab.operators.factored import FactoredMoment, form_of_leaf, linearise_chunks
+from jaxstab.operators.factored import form_of_leaf, linearise_chunks
 from jaxstab.operators.gauss_newton import GaussNewtonMoment, split_at_outputs
 from jaxstab.operators.hessian import (
     Hessian,
@@ -21,6 +21,7 @@ from jaxstab.operators.hessian import (
     operator,
 )
 from jaxstab.operators.linearised import chunk_bytes
+from jaxstab.operators.moments import FactoredMoment
 from jaxstab.precision import check_precision
 from jaxstab.resolution import describe_products
 

@@ -15,7 +15,8 @@ import pytest
 
 from jaxstab import operators
 from jaxstab.callables import as_pytree
-from jaxstab.operators.factored import FactoredMoment, form_of_leaf, read_structure
+from jaxstab.operators.factored import form_of_leaf, read_structure
+from jaxstab.operators.moments import FactoredMoment
 
 _spec = importlib.util.spec_from_file_location(
     "patterns", pathlib.Path(__file__).with_name("patterns.py")
