@@ -218,8 +218,10 @@ def mean_square_threshold(
         return Threshold(np.inf, Interval(unbounded, unbounded), np.zeros((0, 0)), True)
     top = _top(reduced, pi, None, key=key, tol=tol, max_matvecs=max_matvecs)
     root = np.sqrt((reduced.curvatures[:, None] + reduced.curvatures) / 2)
-    moments = top.vector / root
-    moments = (moments + moments.T) * np.sign(np.trace(moments))
+    # X ↦ C^(-1/2) D C^(-1/2) X and C^(-1/2) keep positive semi-definite matrices such, so that |X|
+    # belongs to the largest eigenvalue as X does: where that is multiple, X need not have one sign.
+    values, vectors = np.linalg.eigh(top.vector + top.vector.T)
+    moments = (vectors * np.abs(values)) @ vectors.T / root
     moments /= np.linalg.norm(moments)
     ends = Interval(2 / top.interval.upper, 2 / top.interval.lower)
     return Threshold(2 / float(top.value), ends, moments, bool(top.converged))
@@ -239,7 +241,12 @@ def mean_square_growth(
 
     Above 1 linearised SGD escapes in mean square. Args as for
     `mean_square_threshold`.
+
+    Raises:
+      ValueError: if the batch size is not in 1..n, or every H_i is zero: nothing moves then.
     """
+    if len(reduced.curvatures) == 0:
+        raise ValueError("every H_i is zero: nothing moves, whatever the learning rate")
     pi = variance_factor(reduced.n, batch_size, replacement)
     return _top(reduced, pi, learning_rate, key=key, tol=tol, max_matvecs=max_matvecs)
 

@@ -62,6 +62,16 @@ def test_order_of_the_bounds(shape, seed):
         assert value <= 2 / a * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_moments_that_grow_first_are_a_covariance_where_several_do(batch_size):
+    """Of equal round H_i every S grows alike: the one handed out is still a covariance."""
+    reduced = exact.reduce(np.stack([np.sqrt(2) * np.eye(3)] * 4))
+    found = threshold(reduced, batch_size)
+    assert found.value == pytest.approx(1, rel=1e-9)
+    assert np.linalg.eigvalsh(found.moments)[0] > -1e-9
+    assert np.linalg.norm(found.moments) == pytest.approx(1)
+
+
 def test_in_one_dimension_everything_is_eq_8():
     h = np.array([0.2, 3.8, 1.0])
     reduced = exact.reduce_hessians(h[:, None, None])
