@@ -23,6 +23,7 @@ from jaxstab.landscape.bias import (
 )
 from jaxstab.landscape.chains import Comparison, Draws, Mixing, compare, diagnose, langevin_chains
 from jaxstab.landscape.directions import between, directions, random_subset, resolve_mask
+from jaxstab.landscape.evaluation import Reestimated
 from jaxstab.landscape.flatness import FlatnessRadius, flatness_radius
 from jaxstab.landscape.noise import (
     GradientNoise,
@@ -37,7 +38,6 @@ from jaxstab.landscape.simplex import Simplex, simplex
 from jaxstab.landscape.slices import (
     Derivatives,
     Plane,
-    Reestimated,
     Slice,
     derivatives,
     plane,

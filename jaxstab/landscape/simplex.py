@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxstab.checks import check_at_least
 from jaxstab.eigen import vectors
-from jaxstab.landscape.slices import (
+from jaxstab.landscape.evaluation import (
     BatchNorm,
     check_slice,
     checked_chunk,
