@@ -103,6 +103,16 @@ def test_claims_of_escape():
     found = {claim.name: claim.status for claim in escape.claims(rows)}
     assert found["flatter"] == found["better-clean"] == "holds"
     assert found["better-corrupted"] == "inconclusive"
+    # flatter is worse on either set, though the set with the flatter ends does better
+    rng = np.random.default_rng(0)
+    ends = pd.DataFrame({"start": np.repeat(["clean 0", "clean 1", "corrupted 2"], 5)})
+    ends["end_sharpness"] = rng.uniform(1, 2, 15) + 5 * (ends["start"] == "corrupted 2")
+    ends["end_test_accuracy"] = 0.9 + 0.01 * (ends["end_sharpness"] % 5)
+    ends.loc[ends["start"] == "corrupted 2", "end_test_accuracy"] -= 0.5
+    ends = pd.DataFrame([made_up("stable", "left") | row for row in ends.to_dict("records")])
+    found = {claim.name: claim for claim in escape.claims(ends)}
+    assert found["flat-generalises"].status == "does not hold"
+    assert found["flat-generalises"].measured == pytest.approx(1)
     sharper = rows.assign(end_sharpness=2.5, end_test_accuracy=0.7)
     found = {claim.name: claim.status for claim in escape.claims(sharper)}
     assert found["flatter"] == found["better-clean"] == "does not hold"
@@ -116,10 +126,12 @@ def test_claims_of_lbfgs():
         for name, a, ratio in (("L-BFGS", 3, None), ("GD", 1, 1), ("Adam", 2, 0.9))
     ]  # fmt: skip
     minima = pd.DataFrame(lines)
-    found = {claim.name: claim for claim in lbfgs.claims(minima, right())}
+    rows = right()
+    rows["learning_rate"] = rows["verdict"].map({"unstable": 2.0, "stable": 0.1})
+    found = {claim.name: claim for claim in lbfgs.claims(minima, rows)}
     assert {claim.status for claim in found.values()} == {"holds"}
     assert found["lbfgs-sharper"].measured == pytest.approx(3)
-    assert found["leave-lbfgs"].measured == 40
+    assert found["leave-lbfgs"].measured == pytest.approx(40 / 41)
     outside = minima.assign(ratio=1.1)
     found = {claim.name: claim.status for claim in lbfgs.claims(outside, right())}
     assert found["adaptive-condition"] == "does not hold"

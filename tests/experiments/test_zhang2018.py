@@ -65,7 +65,9 @@ def test_degenerate():
     assert status(away=0.2)["alike SGD"] == "does not hold"
     assert status(mixed=False)["alike SGD"] == status(mixed=False)["faster-with-d SGD"]
     assert status(mixed=False)["alike SGD"] == "inconclusive"
-    assert status(ratio=3.0)["faster-with-d SGD"] == "does not hold"
+    assert status(ratio=3.0)["faster-with-d SGD"] == "inconclusive"  # no rise from 2 to 3
+    assert status(log_error=1.0)["faster-with-d SGD"] == "inconclusive"
+    assert status(ratio=0.5)["faster-with-d SGD"] == "does not hold"
 
 
 def radii(seeds=4, **factors):

@@ -74,7 +74,7 @@ def row(case: str, rate: float, step: dict[str, Any]) -> dict[str, Any]:
         "c_prime": bound.c_prime,
         "covered": "covered" if bound.covered else "not covered",
         "fails": "; ".join(text for text, holds in bound.conditions.items() if not holds),
-        "bound": max(bound.lower * rate, 0.0) if bound.lower > 0 else math.nan,
+        "bound": bound.lower * rate if bound.lower > 0 else math.nan,
         "right": step["right"],
     } | estimate(step["means"]).columns("mean")
 

@@ -105,5 +105,12 @@ PRESETS = {
         learning_rates=(0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
         max_steps=400_000,
     ),
+    "paper-cifar10": GdGridSettings(
+        dataset="cifar10",
+        model="vgg",
+        classes=("airplane", "automobile"),
+        learning_rates=(0.01, 0.05, 0.1, 0.5),
+        max_steps=400_000,
+    ),
     "tiny": GdGridSettings(**TINY, learning_rates=(1.0, 1e4), seeds=1),
 }

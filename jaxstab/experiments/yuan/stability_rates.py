@@ -220,7 +220,7 @@ def claims(gd: Any, sgd: Any, step: Any, square: Any, cycles: Any) -> list[Claim
         theorem("scalar-right", "for p = B = 1, E x² decays if and only if (1 − γh)² + γ²Σ ≤ 1",
                 f"share of {len(sure)} points where the simulation can tell",
                 sure["right_agrees"].mean(), "=", 1),
-        claim("scalar-slide", "for p = B = 1, SGD is stable if h ≤ 2(1 − s)/γ, with s = γ√Σ",
+        claim("scalar-slide", "for p = B = 1, E x² decays if and only if h ≤ 2(1 − s)/γ, s = γ√Σ",
               f"share of {len(sure)} points where the simulation can tell",
               sure["slide_agrees"].mean(), "=", 1),
         theorem("sam-edge", "SAM ends where λ_max is its edge at the gradient norm there",

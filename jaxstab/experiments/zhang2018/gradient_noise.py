@@ -79,7 +79,6 @@ def measure(settings: Settings, problem: Problem, seed: int) -> dict[str, Any]:
         # a component that a handful of examples carry is far from normal even in its mean
         live = expected > 1e-6 * expected.max()
         error = (gradients - noise.gradient)[:, live] / np.sqrt(expected[live])
-        half = len(error) // 2
         exact.append(
             {
                 "seed": seed,
@@ -87,7 +86,7 @@ def measure(settings: Settings, problem: Problem, seed: int) -> dict[str, Any]:
                 "mean_error": float(np.abs(error.mean(axis=0)).max() * np.sqrt(len(error))),
                 "components": int(live.sum()),
                 "variance_ratio": float(np.square(error).mean()),
-                "variance_error": float(np.square(error).mean(axis=1).std() / np.sqrt(2 * half)),
+                "variance_error": float(np.square(error).mean(axis=1).std() / np.sqrt(len(error))),
             }
         )
         for i, leaf in enumerate(noise.leaf_names):
