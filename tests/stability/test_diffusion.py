@@ -136,18 +136,18 @@ def test_theorem_12_by_its_own_equation(n, p, fraction):
     assert float(found.gradient_square) == pytest.approx((h @ h).ravel() @ dense, rel=1e-6)
 
 
-def test_the_law_in_float32_where_curvatures_differ_a_thousandfold():
+def test_the_law_in_float32_where_curvatures_differ_6000fold():
     rng, n, p = np.random.default_rng(0), 40, 10
-    rows, gradients = (rng.normal(size=(n, p)) * np.geomspace(1, 0.03, p) for _ in range(2))
+    rows, gradients = (rng.normal(size=(n, p)) * np.geomspace(1, 0.01, p) for _ in range(2))
     each, gradients = np.einsum("np,nq->npq", rows, rows), gradients - gradients.mean(0)
     problem = linearized.quadratic(np.float32(each), np.float32(gradients))
     c, d, threshold = dense_maps(linearized.quadratic(each, gradients), pi := variance_factor(n, 1))
-    eta = 0.3 * threshold
+    eta = float(0.3 * threshold)  # not of NumPy, which is a float64 to JAX
     noise = (gradients.T @ gradients / n).ravel()
     dense = eta * pi * np.linalg.solve(2 * c - eta * d, noise)
     found = diffusion.stationary_covariance(problem, learning_rate=eta, batch_size=1)
     assert found.excess_loss.dtype == np.float32
-    assert float(found.excess_loss) == pytest.approx(each.mean(0).ravel() @ dense / 2, rel=1e-3)
+    assert float(found.excess_loss) == pytest.approx(each.mean(0).ravel() @ dense / 2, rel=1e-5)
 
 
 @SIZES
