@@ -291,7 +291,8 @@ def verdict(
     It is undecided where an interval straddles a bound, where a number that would have to lie
     below a bound has not converged, where the point is no minimum, and for a loss of cross-entropy
     kind inside the box: its Hessian vanishes with the loss, so the quadratic analysis does not
-    apply there (the paper's Fig. 4).
+    apply there (the paper's Fig. 4). That the Hessian has no negative eigenvalue is taken for
+    granted: neither a nor s would show one, and a saddle with no gradient passes for a minimum.
 
     Args:
       measurement: from `jaxstab.measure`.
@@ -340,6 +341,8 @@ def verdict(
         typical.append(exponent_finding(exponent))
     exact += mean_square + typical
     status, basis = _combine(in_box, exact)
+    # a > 2/η is unstable in mean square, threshold or not; a typical run may decay all the same
+    beyond = in_box[:1] if mean_square + typical and in_box[0].side == "outside" else []
     warnings = []
     left = _loss_left(float(a.value), float(measurement.gradient_norm))
     if not left <= loss_left_tol:
@@ -367,5 +370,5 @@ def verdict(
         learning_rate=float(learning_rate),
         batch_size=int(batch_size),
         n=n,
-        statement=_statement(mean_square, typical) if status != "undecided" else "",
+        statement=_statement(beyond or mean_square, typical) if status != "undecided" else "",
     )

@@ -275,6 +275,18 @@ def test_verdict_by_the_chain_of_bounds(eta, gamma, status, basis, statement, wo
     assert places == sorted(places)
 
 
+def test_above_the_edge_a_typical_run_may_still_decay():
+    """As for h_i = 1 and 5 at η = 1, B = 1: the mean is 3 > 2/η, and E log|1 − ηh| = −∞."""
+    found = verdict(
+        Measured(certified(3.0), certified(1.0), 1000),
+        learning_rate=1.0,
+        batch_size=1,
+        exponent=known_exponent(-0.1),
+    )
+    assert (found.status, found.basis) == ("unstable", "theorem")
+    assert found.statement == "unstable in mean square, stable almost surely (bursts)"
+
+
 def test_an_unconverged_threshold_decides_nothing_between_its_ends():
     loose = known_threshold(converged=np.array([False, True]))
     found = verdict(
