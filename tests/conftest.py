@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.flatten_util  # by whose full name tests call it, and which JAX loads only when asked
 import pytest
 
 MEMORY_MAPS = Path("/proc/self/maps")
