@@ -69,8 +69,8 @@ def smallest_rise(mine: pd.DataFrame) -> Estimate:
     errors = mine["log_error"].to_numpy(float)
     rises = np.diff(logs, prepend=0.0)
     reach = stats.norm.isf(0.025) * np.hypot(errors, np.concatenate([[0.0], errors[:-1]]))
-    ends = rises.min(), (rises - reach).min(), (rises + reach).min()
-    return Estimate(*map(float, ends), "95 % of each rise, over chains")
+    value, lower, upper = (float(x.min()) for x in (rises, rises - reach, rises + reach))
+    return Estimate(value, lower, upper, "95 % of each rise, over chains")
 
 
 def table(rows: pd.DataFrame) -> Table:
