@@ -107,6 +107,11 @@ def _mathml(display):
     return visit
 
 
+def _skip_fields(app, what, name, obj, skip, options):
+    """Leaves out what a NamedTuple says of its fields: the class does, under its attributes."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def _site_links(app, name, source):
     source[0] = generate.site_links(source[0])
 
@@ -115,6 +120,7 @@ def setup(app):
     """Writes the generated pages before anything is read."""
     app.connect("autodoc-process-docstring", plain_docstrings, priority=400)
     app.connect("source-read", _site_links)
+    app.connect("autodoc-skip-member", _skip_fields)
     app.add_html_math_renderer(
         "mathml", inline_renderers=(_mathml(False), None), block_renderers=(_mathml(True), None)
     )
