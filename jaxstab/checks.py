@@ -81,7 +81,8 @@ def _not_finite(leaves: list[Any]) -> list[int]:
     """How many values of each array are NaN or infinite."""
     if all(_on_host(leaf) for leaf in leaves):  # nothing to compile
         return [np.size(x) - int(np.sum(np.isfinite(x))) for x in map(np.asarray, leaves)]
-    return [int(count) for count in _count_not_finite(leaves)]
+    with jax.ensure_compile_time_eval():  # not traced, where arrays from outside reach a jit
+        return [int(count) for count in _count_not_finite(leaves)]
 
 
 def _on_host(leaf: Any) -> bool:

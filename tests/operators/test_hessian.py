@@ -89,3 +89,14 @@ def test_a_primitive_that_cannot_be_batched_is_named():
     data = (np.ones((2, 7, 4), np.float32), np.full((2, 3), 2, np.int32))
     with pytest.raises(ValueError, match=r"cannot be batched .* ragged_dot"):
         operators.hessian_variance(loss, np.ones((3, 4, 5), np.float32), data)
+
+
+def test_arrays_from_outside_are_checked_inside_jit():
+    """Also those that are counted on the device, as all are on an accelerator."""
+    params, data = jnp.ones(2, jnp.bfloat16), jnp.ones((3, 2), jnp.bfloat16)
+    loss = lambda w, x: jnp.sum(w * x) ** 2  # noqa: E731
+    product = lambda v: operators.hessian(loss, params, data)(v)  # noqa: E731
+    assert jax.eval_shape(product, params).dtype == jnp.bfloat16
+    bad = params * jnp.nan
+    with pytest.raises(ValueError, match="params holds 2 values"):
+        jax.eval_shape(lambda v: operators.hessian(loss, bad, data)(v), params)
