@@ -109,8 +109,14 @@ class Program:
         return self.kinds[x] if isinstance(x, int) else Kind.CONSTANT
 
     def is_weight(self, x: int | Literal) -> bool:
-        """Whether a value is computed from parameters alone, and can be differentiated by them."""
-        return self.kind(x) == Kind.WEIGHT and jnp.issubdtype(self.avals[x].dtype, jnp.inexact)  # type: ignore[index]
+        """Whether a value is computed from parameters alone, and can be differentiated by them.
+
+        An empty one has nothing to be differentiated by.
+        """
+        if self.kind(x) != Kind.WEIGHT:
+            return False
+        aval = self.avals[x]  # type: ignore[index]
+        return jnp.issubdtype(aval.dtype, jnp.inexact) and aval.size > 0
 
     @functools.cached_property
     def shared(self) -> list[Equation]:

@@ -3,6 +3,7 @@
 import collections
 
 import jax
+import jax.numpy as jnp
 
 from jaxstab import operators
 from jaxstab.callables import as_pytree
@@ -25,3 +26,11 @@ def test_explain_names_every_leaf_and_the_reason(problems, x64):
     assert "not used" in lines["params['unused']"]
     assert "all examples share" in lines["params['out']"]
     assert "7 examples, 7 at once" in text
+
+
+def test_an_empty_leaf_has_no_blocks():
+    """A layer of width 0."""
+    loss = lambda p, x: jnp.sum(x @ p["w"]) ** 2 + jnp.sum(x @ p["none"])  # noqa: E731
+    params = {"none": jnp.ones((3, 0)), "w": jnp.ones((3, 2))}
+    structure = read_structure(as_pytree(loss), params, jnp.ones((2, 3)))
+    assert {block.leaf for block in structure.blocks} == {1}
