@@ -60,7 +60,7 @@ def spectral_density(
     check_positive("width", width)
 
     def estimate(matvec: Callable[[Any], Any], like: Any, *, key: jax.Array) -> SpectralDensity:
-        sig = vectors.signature(like)
+        sig = vectors.signature(like, matvec)
         options = (min(int(steps), vectors.size(sig)), int(probes), int(points), float(width))
         return _estimate(as_pytree(matvec), key, sig=sig, options=options)
 

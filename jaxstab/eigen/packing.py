@@ -71,7 +71,7 @@ def packing_of(like: Any, matvec: Callable[[Any], Any]) -> Packing:
     """
     spread = any(map(_is_spread, jax.tree.leaves(like)))
     apart = spread or getattr(matvec, "sharding", None) is not None
-    return Packing(vectors.signature(like), apart)
+    return Packing(vectors.signature(like, matvec), apart)
 
 
 def _is_spread(leaf: Any) -> bool:

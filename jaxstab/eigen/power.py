@@ -107,7 +107,7 @@ class _PowerIteration:
     def __call__(
         self, matvec: Callable[[Any], Any], like: Any, *, key: jax.Array, v0: Any = None
     ) -> EigenResult:
-        sig = vectors.signature(like)
+        sig = vectors.signature(like, matvec)
         if v0 is not None:
             vectors.check_same("v0", v0, vectors.structs(sig))
         return _solve(as_pytree(matvec), key, v0, sig=sig, options=self.options)

@@ -67,7 +67,9 @@ def trace(
     options = (float(tol), int(min_probes), int(max_probes))
 
     def estimate(matvec: Callable[[Any], Any], like: Any, *, key: jax.Array) -> TraceResult:
-        return _estimate(as_pytree(matvec), key, sig=vectors.signature(like), options=options)
+        return _estimate(
+            as_pytree(matvec), key, sig=vectors.signature(like, matvec), options=options
+        )
 
     return estimate
 

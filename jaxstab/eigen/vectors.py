@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxstab.precision import at
 from jaxstab.trees import dot as dot
@@ -24,11 +25,15 @@ _HIGHEST = lax.Precision.HIGHEST
 
 WARM_NOISE = 0.1  # of a random direction in a warm start: a tenth of its length
 
-Signature = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
+Signature = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...], Any]
 
 
-def signature(like: Any) -> Signature:
-    """Structure, shapes and dtypes of a vector: hashable, so that it can be a static argument."""
+def signature(like: Any, matvec: Any = None) -> Signature:
+    """Structure, shapes and dtypes of a vector: hashable, so that it can be a static argument.
+
+    And how vectors are spread over devices, where `matvec` says so: `matvec.sharding`, a tuple of
+    one `NamedSharding` for each leaf.
+    """
     leaves, treedef = jax.tree.flatten(like)
     if not leaves:
         raise ValueError("like has no arrays: give a pytree such as the parameters")
@@ -39,7 +44,8 @@ def signature(like: Any) -> Signature:
                 f"like{jax.tree_util.keystr(path)} has dtype {dtype}: "
                 "eigenvectors need real floating-point arrays"
             )
-    described = treedef, tuple((tuple(jnp.shape(x)), jnp.result_type(x)) for x in leaves)
+    shapes = tuple((tuple(jnp.shape(x)), jnp.result_type(x)) for x in leaves)
+    described = treedef, shapes, getattr(matvec, "sharding", None)
     if size(described) == 0:
         raise ValueError("like has no entries: every array in it is empty")
     return described
@@ -132,15 +138,35 @@ def normal(key: jax.Array, sig: Signature) -> Any:
     """A vector of independent standard normal entries, in working precision.
 
     Drawn flat: one generator in the compiled code instead of one a leaf halves what there is to
-    compile.
+    compile, and the numbers do not depend on how they lie. Of a vector that is spread over devices
+    no device has more than its part and, for a moment, one leaf: XLA cannot move a part of a flat
+    array to where a part of a leaf belongs in any other way, and is told so.
     """
-    flat = jax.random.normal(key, (size(sig),), working_dtype(sig))
-    ends = list(itertools.accumulate(_count(shape) for shape, _ in sig[1]))
-    leaves = [
-        part.reshape(shape).astype(jnp.result_type(dtype, jnp.float32))
-        for part, (shape, dtype) in zip(jnp.split(flat, ends[:-1]), sig[1], strict=True)
-    ]
+    flat = _flat_normal(key, sig)
+    ends = itertools.accumulate(_count(shape) for shape, _ in sig[1])
+    leaves = []
+    for i, (end, (shape, dtype)) in enumerate(zip(ends, sig[1], strict=True)):
+        leaf = _spread(flat[end - _count(shape) : end], sig).reshape(shape)
+        if sig[2] is not None:
+            leaf = lax.with_sharding_constraint(leaf, sig[2][i])
+        leaves.append(leaf.astype(jnp.result_type(dtype, jnp.float32)))
     return sig[0].unflatten(leaves)
+
+
+def _flat_normal(key: jax.Array, sig: Signature) -> jax.Array:
+    """At least p standard normal numbers, of which every device has as many."""
+    if sig[2] is None:
+        return jax.random.normal(key, (size(sig),), working_dtype(sig))
+    mesh = sig[2][0].mesh
+    padded = -(-size(sig) // mesh.size) * mesh.size  # which leaves the first p as they are
+    return _spread(jax.random.normal(key, (padded,), working_dtype(sig)), sig, mesh.axis_names)
+
+
+def _spread(flat: jax.Array, sig: Signature, axes: Any = ()) -> jax.Array:
+    """A flat array over these axes of the mesh of `sig`, or on every device of it."""
+    if sig[2] is None:
+        return flat
+    return lax.with_sharding_constraint(flat, NamedSharding(sig[2][0].mesh, PartitionSpec(axes)))
 
 
 def signs(key: jax.Array, sig: Signature) -> Any:

@@ -242,7 +242,7 @@ def _random(params: Any, key: jax.Array, kind: str) -> Any:
     if kind in ("gaussian", "filter_normalized"):
         drawn = vectors.normal(key, sig)
         return jax.tree.map(_like_filters, drawn, params) if kind == "filter_normalized" else drawn
-    dtype, (treedef, described) = vectors.working_dtype(sig), sig
+    dtype, (treedef, described, _) = vectors.working_dtype(sig), sig
     shapes = [shape for shape, _ in described]
     size = vectors.size(sig)
     flat = jax.random.uniform(key, (size,), dtype, -1.0 if kind == "uniform" else 0.0)

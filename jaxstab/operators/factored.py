@@ -9,8 +9,9 @@ with tangents (Ẋ, Ḋ) = A v along θ + t v: A is one linear map, shared by al
 
     Σ v = (1/n) Σ H_i u_i = (1/n) Aᵀ (D u_iᵀ, X u_i)_i:
 
-one pass forward, one back. Blocks without rows enter the same formulas with their per-example
-gradient in place of (X, D).
+one pass forward, one back, and H v between them: over devices two sums of p numbers, the least
+there can be (docs/formulas.md, section 8). Blocks without rows enter the same formulas with their
+per-example gradient in place of (X, D).
 
 A term R(θ) of the loss that does not depend on the example, such as weight decay, adds C = ∇²R to
 every H_i. Σ does not change, and with K_i = H_i − C

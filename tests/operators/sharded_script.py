@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxstab as js
 from jaxstab import eigen, operators
+from jaxstab.eigen import vectors
 from jaxstab.operators.hessian import apply
 
 jax.config.update("jax_enable_x64", True)
@@ -54,9 +55,9 @@ def difference(got, expected):
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
-def collectives(operator, v):
-    """Everything that crosses devices in one product: [kind, numbers sent]."""
-    text = apply.lower(operator, v).compile().as_text()
+def collectives(compiled):
+    """Everything that crosses devices in a compiled program: [kind, numbers sent]."""
+    text = compiled.as_text()
     kinds = r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)"
     found = re.findall(rf"= (.*?) {kinds}(?:-start)?\(", text)
     count = lambda dims: math.prod(int(d) for d in dims.split(",") if d)  # noqa: E731
@@ -74,14 +75,40 @@ def products():
         for chunk_size in (None, 4) if name == "H" else (4,):  # of six examples a device
             operator = make(loss, params, spread, chunk_size=chunk_size)
             key = f"{name}, chunk {chunk_size}"
-            report[key] = [difference(operator(v), expected), collectives(operator, v)]
+            sent = collectives(apply.lower(operator, v).compile())
+            report[key] = [difference(operator(v), expected), sent]
     ordered = operators.hessian(loss, params, js.data.shard(data, ordered=True), chunk_size=4)
     expected = operators.hessian(loss, params, data)(v)
-    report["ordered"] = [difference(ordered(v), expected), collectives(ordered, v)]
+    sent = collectives(apply.lower(ordered, v).compile())
+    report["ordered"] = [difference(ordered(v), expected), sent]
     each = operators.directional_curvatures(loss, params, data, v)
     found = operators.directional_curvatures(loss, params, spread, v, chunk_size=4)
     report["per example"] = [difference(found, each), []]
+    for axis in ("d", "m"):
+        report[f"start over {axis}"] = start(params, axis)
     return report
+
+
+def placed_over(params, axis):
+    """Parameters spread over an axis of the mesh of 4 × 2 devices."""
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("d", "m"))
+    specs = {"w": P(None, axis), "s": P(None, None, axis), "v": P(axis)}
+    return {
+        name: jax.device_put(leaf, NamedSharding(mesh, specs[name]))
+        for name, leaf in params.items()
+    }
+
+
+def start(params, axis):
+    """A random vector that is spread."""
+    placed, key = placed_over(params, axis), jax.random.key(3)
+    sharding = tuple(leaf.sharding for leaf in jax.tree.leaves(placed))
+    sig = vectors.signature(placed, type("Operator", (), {"sharding": sharding}))
+    draw = jax.jit(vectors.normal, static_argnums=1)
+    found, compiled = draw(key, sig), draw.lower(key, sig).compile()
+    assert all(a.sharding == b for a, b in zip(jax.tree.leaves(found), sharding, strict=True))
+    assert f"f64[{vectors.size(sig)}]" not in compiled.as_text()
+    return difference(found, draw(key, vectors.signature(params))), collectives(compiled)
 
 
 def solvers():
@@ -93,11 +120,7 @@ def solvers():
     expected = js.measure(loss, params, data, key=key)
     report = {}
     for axis in ("m", "d"):
-        specs = {"w": P(None, axis), "s": P(None, None, axis), "v": P(axis)}
-        placed = {
-            name: jax.device_put(leaf, NamedSharding(mesh, specs[name]))
-            for name, leaf in params.items()
-        }
+        placed = placed_over(params, axis)
         found = js.measure(loss, placed, spread, key=key, chunk_size=5)
         for name in ("sharpness", "nonuniformity"):
             a, b = getattr(found, name), getattr(expected, name)
@@ -111,6 +134,7 @@ def solvers():
             text = _largest.lower(variance, key, None, 1e-3, 200).compile().as_text()
             # the basis: 33 rows of half of each leaf, and of no whole one
             assert "f64[33,6,4]" in text and "f64[33,6,8]" not in text
+            assert "f64[200]" not in text  # no vector as a whole
     one = js.mean_square_threshold(loss, params, data, batch_sizes=[1, 8], key=key, tol=1e-4)
     all_ = js.mean_square_threshold(loss, params, spread, batch_sizes=[1, 8], key=key, tol=1e-4)
     report["threshold"] = difference(all_.value, one.value)
