@@ -201,6 +201,16 @@ def shard(
     return _place(data, mesh, tuple(axes), ordered)
 
 
+def check_in_memory(name: str, data: Any, why: str = "it draws examples at random") -> None:
+    """Raises if `data` are streamed, for what cannot do with reading them in order."""
+    nodes = jax.tree.leaves(data, is_leaf=lambda x: isinstance(x, Streamed))
+    if any(isinstance(x, Streamed) for x in nodes):
+        raise ValueError(
+            f"{name} takes data as arrays, not js.data.stream: {why}; give arrays, those of a part "
+            "of the examples if not all fit"
+        )
+
+
 # --- Examples on the host ----------------------------------------------------------------------
 
 
@@ -315,9 +325,11 @@ def stream(
 ) -> Streamed:
     """Examples that do not fit a device: read in chunks while the last chunk is computed with.
 
-    The result goes wherever data go, and `chunk_size` says how many examples there are on the
-    device at once. Every product reads the data once (Σ twice: it needs the mean H v before the
-    deviations from it), unless what products share fits the memory and is kept.
+    The result goes wherever data are read in order: operators, measurements, thresholds, slices.
+    What draws examples at random, such as training, asks for arrays instead. `chunk_size` says how
+    many examples there are on the device at once. Every product reads the data once (Σ twice: it
+    needs the mean H v before the deviations from it), unless what products share fits the memory
+    and is kept.
 
     Args:
       source: a pytree of NumPy arrays with a common leading axis, memory-mapped ones among them; or

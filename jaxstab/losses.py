@@ -19,6 +19,7 @@ from scipy import special
 
 from jaxstab.callables import register, static
 from jaxstab.checks import check_at_least, check_name, data_size
+from jaxstab.examples import check_in_memory
 
 Array = jax.Array
 
@@ -249,6 +250,7 @@ def accuracy(
     Raises:
       ValueError: if data is empty or its leading axes differ.
     """
+    check_in_memory("accuracy", data, "it is read no other way yet")
     n = data_size(data)
     batch_size = n if batch_size is None else check_at_least("batch_size", batch_size, 1)
     return _accuracy(loss, params, data, min(batch_size, n))
@@ -279,6 +281,7 @@ def check_examples_independent(
     Raises:
       ValueError: if they differ, naming both values.
     """
+    check_in_memory("check_examples_independent", data, "it takes all examples at once")
     n = data_size(data)
     for size in sorted({n, (n + 1) // 2}):
         part = jax.tree.map(lambda leaf, size=size: leaf[:size], data)

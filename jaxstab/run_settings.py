@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxstab import checks
+from jaxstab.examples import check_in_memory
 
 
 class Settings(NamedTuple):
@@ -16,8 +17,9 @@ class Settings(NamedTuple):
     divergence: Any
 
 
-def check_data(data: Any) -> int:
-    """Returns n, the number of examples, after checking that all are finite."""
+def check_data(name: str, data: Any) -> int:
+    """Returns n, the number of examples of `name`, after checking that all are finite."""
+    check_in_memory(name, data)
     n = checks.data_size(data)
     checks.check_finite("data", data)
     return n

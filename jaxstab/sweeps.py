@@ -304,7 +304,7 @@ def grid(
     replacement: bool = False,
 ) -> list[Point]:
     """Returns the checked points of a grid, in the order of `Point`'s fields."""
-    n = training.check_data(data)
+    n = training.check_data("sweep", data)
     named = {
         "learning_rates": learning_rates,
         "batch_sizes": batch_sizes,

@@ -11,6 +11,7 @@ import optax
 from jaxstab.callables import as_pytree, register, static
 from jaxstab.checks import check_at_least, check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
+from jaxstab.examples import check_in_memory
 from jaxstab.measurement import loss_and_gradient_norm, reference_of, square_root
 from jaxstab.operators import hessian, hessian_variance
 from jaxstab.operators.variance import METHODS
@@ -155,7 +156,8 @@ def tracker(
 
     Raises:
       ValueError: if a number is out of its range or `method` is unknown; from `update`, if there is
-        a preconditioner and `opt_state` is not passed, or the state holds no such optimizer.
+        a preconditioner and `opt_state` is not passed, or the state holds no such optimizer, or if
+        there is a batch size and data are streamed.
       TypeError: if `loss` or `preconditioner` is not callable.
 
     Example:
@@ -216,6 +218,8 @@ def _update(
             "the preconditioned sharpness needs the optimizer's state: call "
             "update(state, params, data, opt_state=opt_state)"
         )
+    if self.settings.batch_size is not None:
+        check_in_memory("tracker with batch_size", data)
     state = state._replace(updates=optax.safe_increment(state.updates))
 
     def measure() -> tuple[TrackerState, TrackerInfo]:

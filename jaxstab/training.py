@@ -191,7 +191,7 @@ def train(
       ('CONVERGED', 10, 0.999)
     """
     checks.check_params(params)
-    n = check_data(data)
+    n = check_data("train", data)
     checks.check_loss(as_pytree(loss), params, data)
     batch_size = checks.check_batch_size(batch_size, n, replacement=replacement)
     check_optimizer(optimizer, learning_rate is not None)

@@ -21,6 +21,7 @@ from scipy import stats
 
 from jaxstab import checks
 from jaxstab.callables import as_pytree
+from jaxstab.examples import check_in_memory
 from jaxstab.sampling import batch_indices, take
 from jaxstab.transforms import langevin
 
@@ -141,6 +142,7 @@ def langevin_chains(
     if data is None and batch_size is not None:
         raise ValueError("batch_size without data: give data, or leave batch_size out")
     if data is not None:
+        check_in_memory("langevin_chains", data)
         n = checks.data_size(data)
         checks.check_finite("data", data)
         if batch_size is not None:

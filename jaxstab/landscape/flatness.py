@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxstab import checks
 from jaxstab.eigen import vectors
+from jaxstab.examples import check_in_memory
 from jaxstab.landscape.directions import directions as draw_directions
 from jaxstab.landscape.directions import resolve_mask
 from jaxstab.operators.hessian import check_problem
@@ -133,6 +134,7 @@ def flatness_radius(
         raise ValueError(f'normalisation must be None or "filter", got {normalisation!r}')
     if chunk_size is not None:
         checks.check_at_least("chunk_size", chunk_size, 1)
+    check_in_memory("flatness_radius", data, "it is read no other way yet")
     loss, params, data = check_problem(loss, params, data)
     checks.check_finite("data", data)
     basis = _basis(params, directions, mask, normalisation, key)

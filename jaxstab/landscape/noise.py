@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from jaxstab import checks
+from jaxstab.examples import check_in_memory
 from jaxstab.operators.hessian import check_problem
 from jaxstab.precision import at_given
 from jaxstab.sampling import batch_indices
@@ -102,6 +103,7 @@ def gradient_noise(
       >>> noise.gradient.tolist(), noise.batch_gradients[0].shape
       ([-0.25, -0.25], (5, 2))
     """
+    check_in_memory("gradient_noise", data)
     loss, params, data = check_problem(loss, params, data)
     checks.check_finite("data", data)
     n = checks.data_size(data)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_at_least, check_batch_size, data_size
-from jaxstab.examples import local
+from jaxstab.examples import check_in_memory, local
 from jaxstab.precision import at
 from jaxstab.sampling import batch_indices, take
 from jaxstab.trees import dot
@@ -47,6 +47,7 @@ def batch_sharpness(
     Raises:
       ValueError: for a batch size or number of batches that cannot be.
     """
+    check_in_memory("batch_sharpness", data)
     check_batch_size(batch_size, data_size(data))
     check_at_least("batches", batches, 2)
     sizes = {"batch_size": batch_size, "batches": batches}

@@ -17,6 +17,7 @@ from jaxstab import trees
 from jaxstab.callables import as_pytree, register
 from jaxstab.checks import check_name, check_positive, data_size
 from jaxstab.eigen import EigenResult, lanczos
+from jaxstab.examples import check_in_memory
 from jaxstab.operators import hessian
 from jaxstab.precision import at
 from jaxstab.stability.criteria import variance_factor
@@ -128,6 +129,11 @@ class Preconditioned:
     scale: Any
     """D^(-1/2), shaped like the parameters."""
 
+    @property
+    def sharding(self) -> Any:
+        """How vectors are spread over devices, as `hessian` says it."""
+        return getattr(self.hessian, "sharding", None)
+
     def __call__(self, v: Any) -> Any:
         """Returns the product with `v`."""
         inner = self.hessian(jax.tree.map(jnp.multiply, self.scale, v))
@@ -236,6 +242,7 @@ def stochastic_gap(
       ValueError: for a learning rate or batch size that cannot be.
     """
     check_positive("learning_rate", learning_rate)
+    check_in_memory("stochastic_gap", data, "it is read no other way yet")
     pi = variance_factor(data_size(data), batch_size, replacement)
     found = [float(x) for x in _self_stabilisation(as_pytree(loss), params, data, vector)]
     rise, curvature, noise = found[0], found[1], pi * found[2]

@@ -16,6 +16,7 @@ import numpy as np
 from jaxstab import trees
 from jaxstab.callables import as_pytree
 from jaxstab.checks import check_positive, data_size
+from jaxstab.examples import check_in_memory
 from jaxstab.operators import directional_curvatures
 from jaxstab.stability.criteria import growth_along, variance_factor
 
@@ -63,6 +64,7 @@ def slices(
     Raises:
       ValueError: if there is no direction, or one has no finite, positive length.
     """
+    check_in_memory("slices", data, "it is read no other way yet")
     loss, n = as_pytree(loss), data_size(data)
     if not directions:
         raise ValueError("directions is empty: give at least one, such as the vector of sharpness")

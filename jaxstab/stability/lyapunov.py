@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxstab.checks import check_at_least, check_batch_size, check_finite, check_positive, data_size
 from jaxstab.eigen import vectors
+from jaxstab.examples import check_in_memory
 from jaxstab.operators.gauss_newton import (
     example_curvatures,
     flat_outputs,
@@ -101,6 +102,7 @@ def lyapunov_exponent(
     check_at_least("every", every, 1)
     if check_at_least("steps", steps, 1) < 4 * every:
         raise ValueError(f"steps must be at least 4 · every = {4 * every}, got {steps}")
+    check_in_memory("lyapunov_exponent", data)
     check_finite("data", data)
     loss, params, data = check_problem(loss, params, data)
     split_at_outputs(loss, params, data)  # its checks, before any computation

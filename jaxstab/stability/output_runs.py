@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.checks import check_at_least, check_batch_size, check_finite, check_positive
+from jaxstab.examples import check_in_memory
 from jaxstab.operators.hessian import Loss, Params, check_problem
 from jaxstab.operators.outputs import OutputFactors
 from jaxstab.precision import at
@@ -246,6 +247,7 @@ def run_beside(
     """
     factors, n = _check_factors(factors)
     check_batch_size(batch_size, n)
+    check_in_memory("run_beside", data)
     loss, params, data = check_problem(loss, params, data)
     check_finite("start", start)
     start = jnp.asarray(start, factors.dtype)
