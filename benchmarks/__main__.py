@@ -1,7 +1,8 @@
 """Runs the benchmarks, each in a process of its own, and prints all rows as one table.
 
 `python -m benchmarks` is what `make bench` runs: the small set, on whatever devices there are. One
-benchmark alone: `python -m benchmarks.bench_operators --size full`.
+benchmark alone: `python -m benchmarks.bench_operators --size full`. `--saved` runs nothing, and
+prints what is kept in benchmarks/results.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import harness
+from benchmarks import harness, saved
 from jaxstab import files
 
 HERE = Path(__file__).parent
@@ -28,7 +29,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"all by default: {', '.join(names())}")
     parser.add_argument("--size", choices=harness.SIZES, default="small")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--saved", action="store_true", help="print the runs that were kept")
     settings = parser.parse_args()
+    if settings.saved:
+        print(saved.page())
+        return 0
     unknown = sorted(set(settings.names) - set(names()))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}: known are {', '.join(names())}")
@@ -40,10 +45,7 @@ def main() -> int:
         if done.returncode:
             failed.append(name)
             continue
-        report = files.read_json(settings.out / f"{name}.json")
-        rows += [
-            harness.Row(**{k: v for k, v in row.items() if k != "met"}) for row in report["rows"]
-        ]
+        rows += saved.rows_of(files.read_json(settings.out / f"{name}.json"))
     console.print(harness.as_table("all", [row for row in rows if row.met is not None]))
     for name in failed:
         console.print(f"[red]{name} failed, see above")

@@ -13,9 +13,6 @@ import jaxstab as js
 from benchmarks import harness, problems, transformer
 from benchmarks.harness import Row
 
-# As deep as GPT-2 small, and narrow: what is compiled depends on the depth, what is run does not
-# matter here.
-LAYERS = transformer.Shape(vocabulary=256, positions=64, width=64, layers=12, heads=4)
 NETWORKS = ("FNN", "VGG", "ResNet-14", "transformer")
 AIM = {"ResNet-14": 15.0, "transformer": 15.0}  # seconds, cold, on two cores
 
@@ -28,7 +25,7 @@ def make(name: str, *, tiny: bool = False) -> problems.Problem:
         return problems.vgg(50)
     if name == "ResNet-14":
         return problems.resnet14(50)
-    return transformer.problem(LAYERS, 8, 32)
+    return transformer.problem(transformer.NARROW, 8, 32)
 
 
 def first_number(name: str, *, tiny: bool = False) -> dict[str, float]:

@@ -1,62 +1,27 @@
 """A sweep shared by processes through its folder, runs per second, against one process."""
 
 import argparse
-import contextlib
 import itertools
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.harness import Row
-
-ROOT = Path(__file__).parents[1]
-
-
-@contextlib.contextmanager
-def workers(devices: list[int], runs: int, steps: int) -> Iterator[list[subprocess.Popen]]:
-    """Processes with so many devices each, compiled and waiting."""
-    command = [sys.executable, "-m", "benchmarks.sweep_worker"]
-    with contextlib.ExitStack() as stack:  # closes their pipes, at which they end, and waits
-        started = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [*command, str(count), str(runs), str(steps)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    cwd=ROOT,
-                )
-            )
-            for count in devices
-        ]
-        for worker in started:
-            ask([worker], "memory")
-        yield started
-
-
-def ask(those: list[subprocess.Popen], folder: str) -> None:
-    """Has these processes do one sweep together, and waits until each has all of it."""
-    for worker in those:
-        assert worker.stdin
-        worker.stdin.write(folder + "\n")
-        worker.stdin.flush()
-    for worker in those:
-        assert worker.stdout
-        if worker.stdout.readline() != "done\n":
-            raise RuntimeError("a process of the benchmark failed, see above")
+from benchmarks.waiting import ask, workers
 
 
 def run(settings: argparse.Namespace) -> list[Row]:
     """Runs of equal length on the digits, no measuring; start and compilation are not counted."""
     tiny = settings.size == "tiny"
     runs, steps = (4, 20) if tiny else (16, 4000)
+    commands = [
+        ["benchmarks.sweep_worker", *map(str, (devices, runs, steps))] for devices in (1, 1, 2)
+    ]
     with (
-        workers([1, 1, 2], runs, steps) as (first, second, both),
+        workers(commands) as (first, second, both),
         tempfile.TemporaryDirectory() as place,
     ):
+        for worker in (first, second, both):  # one after the other: compiling takes both cores
+            ask([worker], "memory")
         fresh = (f"{place}/{i}" for i in itertools.count())
         calls = {
             "1 process": lambda: ask([first], next(fresh)),

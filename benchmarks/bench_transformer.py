@@ -1,13 +1,54 @@
-"""a and s of a transformer of GPT-2-small shape within one accelerator's memory."""
+"""What a Σ-product keeps for each sequence of transformers, by shapes alone, on any machine.
+
+On an accelerator also a and s of a transformer of GPT-2-small shape, within its memory.
+"""
 
 import argparse
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import jaxstab as js
 from benchmarks import harness, transformer
 from benchmarks.harness import Row
+from jaxstab.operators import linearised
+from jaxstab.operators.factored import linearise, read_structure
+
+SHAPES = (  # and tokens a sequence
+    (transformer.NARROW, 32),
+    (transformer.SMALL, 64),
+    (transformer.SMALL, 256),
+    (transformer.SMALL, 1023),
+)
+
+
+def kept_row(shape: transformer.Shape, length: int) -> Row:
+    """Bytes that a Σ-product keeps for each sequence, over the activations of the forward pass.
+
+    Both by shapes alone. Activations are what reverse differentiation of the loss keeps.
+    """
+    problem = jax.eval_shape(lambda: transformer.problem(shape, 2, length)[2:])
+    params, data = problem
+    loss = transformer.NextToken(transformer.Transformer(shape))
+    loss = jax.tree_util.Partial(loss)
+    structure = read_structure(loss, params, data)
+
+    def grown(make: Any) -> int:
+        one, two = (linearised.chunk_bytes(make, data, size) for size in (1, 2))
+        return two - one  # what the weights add is there once
+
+    total = lambda params, chunk: jnp.sum(jax.vmap(loss, (None, 0))(params, chunk))  # noqa: E731
+    held = grown(lambda chunk: linearise(structure, params, chunk))
+    activations = grown(lambda chunk: jax.vjp(lambda params: total(params, chunk), params))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return Row(
+        f"kept for each sequence / its activations: {size:,} parameters, {length:,} tokens",
+        held / activations,
+        at_most=4.0,
+        note=f"{held / 1e6:.1f} MB / {activations / 1e6:.1f} MB; p floats: {size * 4 / 1e6:.1f} MB",
+        details={"bytes": held, "bytes of activations": activations, "bytes of p": 4 * size},
+    )
 
 
 def peak_bytes() -> int | None:
@@ -35,11 +76,12 @@ def row_of(name: str, label: str, solve: Any) -> Row:
 
 
 def run(settings: argparse.Namespace) -> list[Row]:
-    """124 M parameters, tied embedding, 256 sequences of 256 tokens; tiny shapes run anywhere."""
+    """Bytes kept; and 124 M parameters, tied embedding, 256 sequences of 256 tokens, timed."""
     tiny = settings.size == "tiny"
+    rows = [kept_row(*shape) for shape in ([(transformer.TINY, 6)] if tiny else SHAPES)]
     if jax.default_backend() == "cpu" and not tiny:
-        print("bench_transformer: no accelerator here, nothing measured")
-        return []
+        print("bench_transformer: no accelerator here, nothing is timed")
+        return rows
     shape, sequences, length, chunk = (
         (transformer.TINY, 4, 6, 2) if tiny else (transformer.SMALL, 256, 256, 4)
     )
@@ -49,6 +91,7 @@ def run(settings: argparse.Namespace) -> list[Row]:
     arguments = (problem.loss, problem.params, problem.data)
     label = f"{problem.label} sequences of {length} tokens"
     return [
+        *rows,
         row_of("sharpness", label, lambda: js.sharpness(*arguments, **common)),
         row_of("non-uniformity", label, lambda: js.nonuniformity(*arguments, **common)),
     ]

@@ -144,8 +144,8 @@ class Row:
     @property
     def target(self) -> str:
         if self.at_most is not None:
-            return f"<= {self.at_most:g}"
-        return "" if self.at_least is None else f">= {self.at_least:g}"
+            return f"≤ {self.at_most:.3g}"
+        return "" if self.at_least is None else f"≥ {self.at_least:.3g}"
 
 
 def milliseconds(timings: Mapping[str, Timing]) -> dict[str, float]:
@@ -194,13 +194,15 @@ def as_table(title: str, rows: list[Row]) -> Table:
     return table
 
 
-def write_report(path: Path, name: str, size: str, rows: list[Row], seconds: float) -> None:
-    """Writes rows and environment as JSON."""
+def write_report(
+    path: Path, name: str, size: str, rows: list[Row], seconds: float, found: Mapping | None = None
+) -> None:
+    """Writes rows and environment as JSON; `found` is the environment before the run."""
     content = {
         "benchmark": name,
         "size": size,
         "seconds": round(seconds, 1),
-        "environment": environment(),
+        "environment": environment() if found is None else found,
         "rows": [dataclasses.asdict(row) | {"met": row.met} for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,18 +210,24 @@ def write_report(path: Path, name: str, size: str, rows: list[Row], seconds: flo
 
 
 def main(name: str, run: Callable[[argparse.Namespace], list[Row]]) -> None:
-    """The command line of one benchmark: `python -m benchmarks.NAME --size small --out DIR`."""
+    """The command line of one benchmark: `python -m benchmarks.NAME --size small --out DIR`.
+
+    With `--only CASE` the report is NAME-CASE.json, so that a long one can be run in parts.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=run.__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--peers", help="python of the peers' environment (make bench-peers)")
+    parser.add_argument("--only", help="one case, where there are several, such as FNN")
     settings = parser.parse_args()
+    found = environment()
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if busy > 1:
         print(f"{name}: the machine is busy (load {busy:.1f}): timings against peers will be off")
     start = time.perf_counter()
     rows = run(settings)
     seconds = time.perf_counter() - start
-    write_report(settings.out / f"{name}.json", name, settings.size, rows, seconds)
+    part = f"{name}-{settings.only}" if settings.only else name
+    write_report(settings.out / f"{part}.json", name, settings.size, rows, seconds, found)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(as_table(f"{name}, size {settings.size}, {seconds:.0f} s", rows))

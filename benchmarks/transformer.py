@@ -26,6 +26,8 @@ class Shape:
 
 
 SMALL = Shape()  # GPT-2 small: 124,439,808 parameters
+# As deep as GPT-2 small, and narrow: what is compiled depends on the depth.
+NARROW = Shape(vocabulary=256, positions=64, width=64, layers=12, heads=4)
 TINY = Shape(vocabulary=31, positions=8, width=8, layers=1, heads=2)
 
 

@@ -144,6 +144,19 @@ def measure_population(
     `max_examples`; the confidence is divided among all sizes that could be looked at, so that
     looking and stopping costs none of it.
 
+    The limits are those of means of m numbers, vᵀH_iv for a and ‖H_iv − Hv‖² for s, and hold as
+    often as they say where such a mean is nearly normal; what fails otherwise is the upper end. Of
+    200 repetitions at confidence 0.9 (`python -m benchmarks.bench_population`) the intervals held
+
+    - a in 0.90 to 0.94 from 256 and from 2,048 examples whose curvatures are lognormal (σ up to 1)
+      or have Student's tails (3 degrees of freedom and more);
+    - s in 0.90 to 0.94 of the same for σ = 0.5 and from 5 degrees on; but 0.79 and 0.88 for σ = 1,
+      and 0.72 and 0.81 for 3 degrees, where the curvatures have no fourth moment and no number of
+      examples is enough;
+    - a in 0.83 and s in 0.78 where 1 % of the examples are ten times larger than the others and
+      256 hold two or three of them, 0.92 and 0.98 from 2,048: no sample tells of examples that it
+      does not hold. Let `initial` be large enough for ten of the rarest kind that matters.
+
     Args:
       loss: `loss(params, example) -> scalar` for one example.
       params: the point θ. It must not depend on the sample: examples that θ was fitted to are their

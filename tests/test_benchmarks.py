@@ -13,7 +13,7 @@ import pytest
 
 import jaxstab as js
 from benchmarks import __main__ as everything
-from benchmarks import bench_memory, harness, peering, problems, transformer
+from benchmarks import bench_memory, harness, peering, problems, saved, transformer
 
 FOLDER = Path(harness.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
@@ -27,7 +27,7 @@ LONG = {  # to start, or to compile
 
 
 def settings(out):
-    return argparse.Namespace(size="tiny", out=out, peers=None)
+    return argparse.Namespace(size="tiny", out=out, peers=None, only=None)
 
 
 def fake_peer(script, problem, *, python=None, **extra):
@@ -72,6 +72,30 @@ def test_benchmark_runs_at_tiny_size(name, tmp_path, monkeypatch):
 def test_benchmarks_are_found_by_name():
     assert everything.names() == NAMES and NAMES
     assert set(NAMES) >= WITH_PEERS
+
+
+def test_docs_hold_the_saved_runs():
+    """As `python -m benchmarks --saved` prints them, of full size, and no others."""
+    root = FOLDER.parent
+    pages = "\n".join(page.read_text() for page in (root / "docs").rglob("*.md"))
+    found = saved.reports()
+    assert set(found) <= set(NAMES) and found
+    for name, parts in found.items():
+        assert saved.section(name, parts) in pages, f"docs differ from benchmarks/results: {name}"
+        assert {report["size"] for report in parts} == {"small"}
+    assert "\n".join(saved.summary()) in (root / "README.md").read_text()
+
+
+def test_saved_rows_are_a_table_of_two_ways_and_misses_are_bold():
+    row = harness.Row
+    rows = [row(f"{q}: {s}", 1.5, at_most=a) for q, a in (("x", 2), ("y", 1)) for s in "abc"]
+    assert saved.table(rows) == [
+        "|  | x (≤ 2) | y (≤ 1) |", "| --- | --- | --- |",
+        "| a | 1.5 | **1.5** |", "| b | 1.5 | **1.5** |", "| c | 1.5 | **1.5** |",
+    ]  # fmt: skip
+    assert (
+        saved.table([row("|a|", 2500.0, unit="s", at_least=1)])[2] == "| \\|a\\| | 2,500 s | ≥ 1 |"
+    )
 
 
 def test_warm_up_is_not_counted_and_calls_take_turns():
