@@ -67,6 +67,11 @@ def _is_held(x: Any) -> bool:
     return isinstance(x, Sharded | Streamed)
 
 
+def is_held(data: Any) -> bool:
+    """Whether some of `data` are spread over devices or streamed, and not plain arrays."""
+    return any(map(_is_held, jax.tree.leaves(data, is_leaf=_is_held)))
+
+
 def layout_of(data: Any) -> Layout | None:
     """Returns the layout of `data`, or of the first part of a pytree that has one."""
     nodes = jax.tree.leaves(data, is_leaf=lambda x: isinstance(x, Sharded))

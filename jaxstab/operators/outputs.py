@@ -22,6 +22,7 @@ import numpy as np
 from jaxstab.callables import static
 from jaxstab.checks import data_size
 from jaxstab.convolutions import fast_in_loops
+from jaxstab.examples import is_held
 from jaxstab.operators.chunks import chunk_shape
 from jaxstab.operators.factored import Linearised, apply_to_deviations, linearise
 from jaxstab.operators.gauss_newton import (
@@ -127,7 +128,7 @@ class OutputFactors:
         shape = self.n, self.outputs, self.n, self.outputs
         if self.formed is not None:
             return self.formed.reshape(shape)
-        if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self.data)):
+        if not is_held(self.data):
             return jnp.asarray(_from_rows(self)).reshape(shape)
         parts = [
             self.kernel(np.eye(min(_GROUP, rows - i), rows, i).reshape(-1, self.n, self.outputs))
