@@ -85,6 +85,8 @@ def section(name: str, found: Sequence[Mapping[str, Any]]) -> str:
 SUMMARY = (  # benchmark, how the row begins, how the README says it
     ("bench_operators", "variance / the faster HVP, run: FNN",
      "seconds of a Σ-product / Hessian-vector product, FNN of 898,510 (by operations: 2)"),
+    ("bench_memory", "memory of Σ, chunk_size=100 / HVP: ResNet-14",
+     "memory of the same, ResNet-14"),
     ("bench_transformer", "kept for each sequence / its activations: 124,439,808 parameters, 256",
      "kept for a sequence of 256 tokens / activations, GPT-2 small"),
     ("bench_devices", "weak scaling, 8 devices / 1", "Σ-product, 8 simulated devices / 1"),
