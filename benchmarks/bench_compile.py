@@ -1,6 +1,7 @@
 """Time from `measure` called to its result, cold and with JAX's persistent cache."""
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import jaxstab as js
 from benchmarks import harness, problems, transformer
 from benchmarks.harness import Row
 
-NETWORKS = ("FNN", "VGG", "ResNet-14", "transformer")
+SCANNED = "transformer, its layers in scan"
+NETWORKS = ("FNN", "VGG", "ResNet-14", "transformer", SCANNED)
 AIM = {"ResNet-14": 15.0, "transformer": 15.0}  # seconds, cold, on two cores
 
 
@@ -25,7 +27,8 @@ def make(name: str, *, tiny: bool = False) -> problems.Problem:
         return problems.vgg(50)
     if name == "ResNet-14":
         return problems.resnet14(50)
-    return transformer.problem(transformer.NARROW, 8, 32)
+    shape = dataclasses.replace(transformer.NARROW, scanned=name == SCANNED)
+    return transformer.problem(shape, 8, 32)
 
 
 def first_number(name: str, *, tiny: bool = False) -> dict[str, float]:

@@ -23,6 +23,7 @@ class Shape:
     width: int = 768
     layers: int = 12
     heads: int = 12
+    scanned: bool = False  # the layers written as one, inside `scan`
 
 
 SMALL = Shape()  # GPT-2 small: 124,439,808 parameters
@@ -64,8 +65,17 @@ class Transformer(nn.Module):
         embedding = self.param("embedding", normal, (shape.vocabulary, shape.width))
         positions = self.param("positions", normal, (shape.positions, shape.width))
         x = embedding[tokens] + positions[: tokens.shape[0]]
-        for layer in range(shape.layers):
-            x = Block(shape, name=f"block{layer}")(x)
+        if shape.scanned:
+            over_layers = nn.scan(
+                lambda block, x, _: (block(x), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=shape.layers,
+            )
+            x, _ = over_layers(Block(shape, name="blocks"), x, None)
+        else:
+            for layer in range(shape.layers):
+                x = Block(shape, name=f"block{layer}")(x)
         return nn.LayerNorm(name="norm")(x) @ embedding.T
 
 
