@@ -24,6 +24,8 @@ from jaxstab.tracking import (
 )
 from jaxstab.training import train
 
+as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # as Flax called it at first
+
 KEY = jax.random.key(11)
 
 
@@ -296,7 +298,7 @@ def test_nnx_state_and_a_checkpoint(tmp_path):
     carried, got = boxed.update(boxed.init(state), state, data)
     np.testing.assert_allclose(got.sharpness.value, want.sharpness.value, rtol=1e-4)
     with ocp.StandardCheckpointer() as checkpointer:
-        pure = nnx.as_pure(carried)
+        pure = as_pure(carried)
         checkpointer.save(tmp_path / "state", pure)
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", pure)

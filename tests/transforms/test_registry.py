@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxstab import transforms as jt
 
+as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # as Flax called it at first
+
 KEY = jax.random.key(7)
 OPTIMIZERS = {
     "sgd": lambda lr: jt.sgd(lr),
@@ -203,7 +205,7 @@ def test_nnx_optimizer_gives_the_same_run(name):
     got = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert_close(jax.tree.leaves(got), jax.tree.leaves(want))
     if name.startswith("swa"):
-        average = jt.swa_params(nnx.as_pure(optimizer.opt_state), nnx.state(model, nnx.Param))
+        average = jt.swa_params(as_pure(optimizer.opt_state), nnx.state(model, nnx.Param))
         assert not np.allclose(jax.tree.leaves(average)[0], jax.tree.leaves(want)[0])
 
 
