@@ -14,8 +14,12 @@ def check_positive(name: str, value: Any, *, allow_zero: bool = False) -> Any:
     """Returns a finite positive number unchanged; a traced value passes unchecked."""
     if isinstance(value, jax.core.Tracer):
         return value
-    low_enough = value >= 0 if allow_zero else value > 0
-    if not (math.isfinite(value) and low_enough):
+    try:
+        fine = math.isfinite(value) and (value >= 0 if allow_zero else value > 0)
+    except TypeError:
+        found = f"{type(value).__name__}: {value!r}"
+        raise TypeError(f"{name} must be a number, got {found}") from None
+    if not fine:
         wanted = "finite and not negative" if allow_zero else "finite and positive"
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
     return value

@@ -52,7 +52,7 @@ def lanczos(
         `result.rounding.allowed` over |θ|: 2e-6 and more in float32; below it the result is not
         converged, which it says, and no products are spent beyond what rounding is worth.
       max_matvecs: budget of products with the operator, without those that measure.
-      basis_size: vectors kept between restarts, at least k + 4 (or p). None: 32, or as many fewer
+      basis_size: vectors kept between restarts, at least k + 4. None: 32, or as many fewer
         (at least 8) as 1 GiB holds; a restart takes up to twice that for a moment.
       failure_probability: of the uncertain end of the interval, over the random start.
       certify: if False, stop on the residuals alone. The interval is still right but may be wide,

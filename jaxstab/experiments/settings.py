@@ -48,9 +48,9 @@ def numbers_for(batch_sizes: Sequence[int | str], n: int) -> tuple[int, ...]:
     return tuple(check_batch_size(size, n) for size in batch_sizes_for(batch_sizes, n))
 
 
-def seed_range(seeds: int) -> tuple[int, ...]:
-    """The seeds 0 … seeds − 1."""
-    return tuple(range(check_at_least("seeds", seeds, 1)))
+def seed_range(seeds: int, name: str = "seeds") -> tuple[int, ...]:
+    """The seeds 0 … seeds − 1, as many as the setting of that name says."""
+    return tuple(range(check_at_least(name, seeds, 1)))
 
 
 def describe(settings: Any) -> str:

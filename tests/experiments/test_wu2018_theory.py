@@ -163,6 +163,7 @@ def test_slope_is_that_of_the_power_law_after_the_peak():
         ("cross-entropy", {"max_steps": 0}, "max_steps must be at least 1"),
         ("cross-entropy", {"points": 1}, "points must be at least 2"),
         ("cross-entropy", {"seeds": 0}, "seeds must be at least 1"),
+        ("escape", {"starts": 0}, "starts must be at least 1"),
         ("cross-entropy", {"model": "fnn-smal"}, "did you mean 'fnn-small'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Claims and tables of the experiments of Zhang et al. (2018) on made-up rows."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from jaxstab.experiments import REGISTRY, problems, published
+from jaxstab.experiments.protocol import Context
 from jaxstab.experiments.settings import ProblemSettings
 from jaxstab.experiments.zhang2018 import (
     degenerate,
@@ -130,6 +132,14 @@ def test_interpolation():
     }
     assert status_of(interpolation.claims(rows(-0.1), 0.95))["larger above"] == "does not hold"
     assert set(status_of(interpolation.claims(rows(0.1, False), 0.95)).values()) == {"inconclusive"}
+
+
+@pytest.mark.parametrize("sizes", [(2, 40), (64,), ()])
+def test_noise_is_of_batches_below_n(tmp_path, sizes):
+    settings = REGISTRY["gradient-noise"].settings("tiny")
+    settings = dataclasses.replace(settings, noise_batch_sizes=sizes)
+    with pytest.raises(ValueError, match="noise_batch_sizes must be below n = 40"):
+        gradient_noise.run(settings, Context(tmp_path))
 
 
 def test_gradient_noise():

@@ -122,7 +122,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def find_starts(settings: Settings, problem: Problem, context: Context) -> list[Start]:
     """Minima of SGD and of gradient descent; no two share an initialisation."""
-    found, count = [], len(seed_range(settings.starts))
+    found, count = [], len(seed_range(settings.starts, "starts"))
     for index, (kind, size) in enumerate((("SGD", settings.start_batch_size), ("GD", problem.n))):
         context.progress(0, 1, f"{kind} from {count} initialisations")
         result = sweeps.sweep(

@@ -82,7 +82,9 @@ def find_starts(
             learning_rates=[settings.start_learning_rate],
             batch_sizes=[problem.n],
             # no initialisation is shared, so that starts are independent
-            seeds=[index * settings.starts + seed for seed in seed_range(settings.starts)],
+            seeds=[
+                index * settings.starts + seed for seed in seed_range(settings.starts, "starts")
+            ],
             max_steps=settings.max_steps,
             loss_tolerance=settings.loss_tolerance,
             measure=False,

@@ -105,7 +105,9 @@ def find_minima(
 ) -> tuple[pd.DataFrame, list[Start]]:
     """Returns one row per minimum, and the starts: those of L-BFGS."""
     rows, begin = [], []
-    tasks = [(method, seed) for seed in seed_range(settings.starts) for method in all_methods]
+    tasks = [
+        (method, seed) for seed in seed_range(settings.starts, "starts") for method in all_methods
+    ]
     for index, (method, seed) in enumerate(tasks):
         context.progress(index, 2 * len(tasks), f"{method.name}, initialisation {seed}")
         params, diagonal, ended = _train(settings, problem, method, seed, context)

@@ -44,6 +44,11 @@ class Settings(NetworkSettings):
 def run(settings: Settings, context: Context) -> Outcome:
     """Measures the noise at the end of training of every network."""
     problem = problems.load(settings, context.data_dir)
+    if max(settings.noise_batch_sizes, default=problem.n) >= problem.n:
+        raise ValueError(
+            f"noise_batch_sizes must be below n = {problem.n}, where batches are all alike, and "
+            f"at least one: got {settings.noise_batch_sizes}"
+        )
     seeds = seed_range(settings.seeds)
     steps = {f"seed{seed}": partial(measure, settings, problem, seed) for seed in seeds}
     found = context.remember_all(steps)
