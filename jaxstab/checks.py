@@ -124,6 +124,11 @@ def check_params(params: Any) -> None:
     check_finite("params", params)
 
 
+@jax.jit  # never run: it remembers the shapes, which an evaluation anew would trace again
+def _losses(loss: Any, params: Any, data: Any) -> Any:
+    return jax.vmap(loss, (None, 0))(params, data)
+
+
 def check_loss(loss: Any, params: Any, data: Any) -> None:
     """Raises unless `loss` gives one number for one example; nothing is computed.
 
@@ -135,9 +140,7 @@ def check_loss(loss: Any, params: Any, data: Any) -> None:
       data: examples, or their shapes and dtypes.
     """
     try:
-        value = jax.eval_shape(
-            lambda loss, params, data: jax.vmap(loss, (None, 0))(params, data), loss, params, data
-        )
+        value = _losses.eval_shape(loss, params, data)
     except NotImplementedError as error:
         raise ValueError(
             f"the loss cannot be batched over examples by jax.vmap: {error}"

@@ -47,6 +47,6 @@ def test_vectors_of_an_operator_that_is_spread_stay_leaf_by_leaf():
             return v
 
     v = {"a": jnp.ones((2, 3)), "b": jnp.ones(2)}
-    assert packing_of(v, Spread()) == Packing(vectors.signature(v), apart=True)
+    assert packing_of(v, Spread()) == Packing(vectors.signature(v, Spread()), apart=True)
     assert packing_of(v, Spread()).pack(v) is v
     assert not packing_of(v, lambda v: v).apart
