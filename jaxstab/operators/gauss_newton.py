@@ -40,8 +40,9 @@ from jaxstab.trees import random_signs
 MAX_OUTPUTS = 512
 
 _NO_OUTPUTS = (
-    "the parameters reach the loss by more than one way (a regulariser?), so it cannot be cut at "
-    'the outputs of a model: use method="factored", which is exact for any loss'
+    "the parameters reach the loss by more than one way (a regulariser?), or by no value of an "
+    "example in which it curves, so it cannot be cut at the outputs of a model: "
+    'use method="factored", which is exact for any loss'
 )
 
 
@@ -54,10 +55,7 @@ class Split(NamedTuple):
 
 
 def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
-    """Returns the loss cut at the first value through which alone θ reaches it.
-
-    It is a value of the example if there is one, and else one of θ alone: the parameter itself in
-    h_i w²/2, say. A weight through which all else goes is no output of a model.
+    """Returns the loss cut at the first value of an example through which alone θ reaches it.
 
     Raises:
       ValueError: if there is no such value or it has more than `MAX_OUTPUTS` entries.
@@ -69,26 +67,19 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
         if moving.intersection(equation.inputs):
             moving.update(equation.outputs)
     needed: set[Any] = {program.output}
-    cuts: dict[Kind, tuple[int, Any]] = {}
+    cut = None
     # From the loss backwards: while one moving value alone is needed, the cut can be there.
     for position in range(len(program.equations), 0, -1):
         alive = needed & moving
-        if len(alive) == 1:
-            value = next(iter(alive))
-            if jnp.issubdtype(program.avals[value].dtype, jnp.floating):  # no Fourier coefficient
-                cuts[program.kind(value)] = position, value
+        if len(alive) == 1 and _may_be_outputs(program, value := next(iter(alive))):
+            cut = (position, value)
         equation = program.equations[position - 1]
         needed = (needed - set(equation.outputs)) | set(equation.inputs)
         if needed & set(program.params):
             break
-    for kind in (Kind.MOVING, Kind.WEIGHT):
-        if kind in cuts:
-            position, output = cuts[kind]
-            head = _program_after(program, moving, position, output)
-            if not _is_linear(head, program.avals[output], example):
-                break
-    else:
+    if cut is None:
         raise ValueError(_NO_OUTPUTS)
+    position, output = cut
     size = program.avals[output].size
     if size > MAX_OUTPUTS:
         raise ValueError(
@@ -98,14 +89,18 @@ def split_at_outputs(loss: Any, params: Params, data: Any) -> Split:
     body = dataclasses.replace(
         program, equations=live(program.equations[:position], output), output=output
     )
+    fixed = [eqn for eqn in program.equations[:position] if not moving & set(eqn.outputs)]
+    rest = live([*fixed, *program.equations[position:]], program.output)
+    head = dataclasses.replace(program, equations=rest, params=(output,))
+    if _is_linear(head, program.avals[output], example):
+        raise ValueError(_NO_OUTPUTS)
     return Split(structure_of(body, params, example, split=False), head, size)
 
 
-def _program_after(program: Program, moving: set[Any], position: int, output: Any) -> Program:
-    """What follows a cut, as a program of the value that is cut and of the example."""
-    fixed = [eqn for eqn in program.equations[:position] if not moving & set(eqn.outputs)]
-    rest = live([*fixed, *program.equations[position:]], program.output)
-    return dataclasses.replace(program, equations=rest, params=(output,))
+def _may_be_outputs(program: Program, value: Any) -> bool:
+    """Whether a value is real and depends on the example: no weight, no Fourier coefficient."""
+    real = jnp.issubdtype(program.avals[value].dtype, jnp.floating)
+    return real and program.kind(value) == Kind.MOVING
 
 
 def _is_linear(head: Program, output: Any, example: Any) -> bool:

@@ -12,8 +12,8 @@ KEY = jax.random.key(0)
 
 
 def curve(w, h):
-    """One parameter: the loss of an example is h w² / 2, so that H_i = h."""
-    return h * w[0] ** 2 / 2
+    """One parameter: the loss of an example is (√h w)² / 2, so that H_i = h."""
+    return (jnp.sqrt(h) * w[0]) ** 2 / 2
 
 
 def rows(w, x):
