@@ -19,7 +19,7 @@ from jaxstab.operators.hessian import Loss, Params
 from jaxstab.operators.outputs import output_factors
 from jaxstab.stability import subspace
 from jaxstab.stability.criteria import variance_factor
-from jaxstab.stability.linearized import Quadratic
+from jaxstab.stability.linearized import MomentMap, Quadratic
 from jaxstab.stability.subspace import Subspace
 
 
@@ -69,14 +69,8 @@ def stationary_covariance(
 @jax.jit
 def _solve_stationary(problem: Quadratic, eta: Any, pi: Any) -> Stationary:
     p = problem.hessians.shape[1]
-    h, each = problem.hessian, problem.hessians
-
-    def restored(s: jax.Array) -> jax.Array:
-        """2 C[S] - η D[S], symmetric in the Frobenius product; not (S - Q[S])/η, which cancels."""
-        scatter = jnp.mean(each @ s @ each, 0)
-        return h @ s + s @ h - eta * ((1 - pi) * h @ s @ h + pi * scatter)
-
-    units = jnp.eye(p * p, dtype=each.dtype).reshape(p * p, p, p)
+    units = jnp.eye(p * p, dtype=problem.hessians.dtype).reshape(p * p, p, p)
+    restored = MomentMap(problem, eta, pi).restored  # symmetric in the Frobenius product
     matrix = jax.vmap(restored)(units).reshape(p * p, p * p)
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     noise = eta * pi * (problem.gradients.T @ problem.gradients / problem.n).reshape(-1)

@@ -321,11 +321,14 @@ class MomentMap:
     """π(B)."""
 
     def __call__(self, s: jax.Array) -> jax.Array:
-        """Returns Q[S], (p, p)."""
-        at_rest = Quadratic(self.problem.hessians, jnp.zeros_like(self.problem.gradients))
-        start = Moments(jnp.zeros_like(s[0]), s)
-        options = {"learning_rate": self.learning_rate, "variance_factor": self.variance_factor}
-        return next_moments(at_rest, start, **options).second
+        """Returns Q[S] = S - η (2 C[S] - η D[S]), (p, p)."""
+        return s - self.learning_rate * self.restored(s)
+
+    def restored(self, s: jax.Array) -> jax.Array:
+        """Returns 2 C[S] - η D[S], (p, p), which (S - Q[S]) / η loses to rounding at small η."""
+        h, each, pi = self.problem.hessian, self.problem.hessians, self.variance_factor
+        scatter = jnp.mean(each @ s @ each, 0)
+        return h @ s + s @ h - self.learning_rate * ((1 - pi) * h @ s @ h + pi * scatter)
 
 
 def mean_square_growth(

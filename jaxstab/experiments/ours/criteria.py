@@ -224,8 +224,8 @@ def observe(
         loss, linear = (np.asarray(path[j, seed], float) for path in (both.loss, both.linear))
         flat = 1.0
         if np.isfinite(loss[-1]):
-            key, (of, _, data) = jax.random.key(2), start.given
-            found = js.sharpness(of, end, data, key=key, **settings.measuring)
+            of, _, data = start.given
+            found = js.sharpness(of, end, data, key=jax.random.key(2), **settings.measuring)
             flat = 1 - float(found.value) / told[j]["sharpness"]
         row = {"start": start.name, "batch_size": size, "learning_rate": eta, "seed": seed}
         row |= {"rate": float(square.value[j]), "rate_sign": int(square.sign[j])}
